@@ -1,0 +1,61 @@
+"""forethought: the DeepSeek-R1 system in the open.
+
+    import forethought as ft
+
+    model = ft.load("smollm2:135m")
+    reply = model.ask("Are tomatoes fruits?")
+    print(reply.thought, reply.answer, sep="\\n---\\n")
+
+Importing this package loads nothing heavy (PEP 562): each name is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forethought.dialogue.messages import Message as Message
+    from forethought.dialogue.messages import Prompt as Prompt
+    from forethought.engines.load import load as load
+    from forethought.engines.model import Model as Model
+    from forethought.engines.protocol import AnswerDelta as AnswerDelta
+    from forethought.engines.protocol import Budget as Budget
+    from forethought.engines.protocol import Finished as Finished
+    from forethought.engines.protocol import Sample as Sample
+    from forethought.engines.protocol import SamplingParameters as SamplingParameters
+    from forethought.engines.protocol import ThoughtDelta as ThoughtDelta
+    from forethought.errors import ForethoughtError as ForethoughtError
+    from forethought.errors import UserError as UserError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnswerDelta": "forethought.engines.protocol",
+    "Budget": "forethought.engines.protocol",
+    "Finished": "forethought.engines.protocol",
+    "ForethoughtError": "forethought.errors",
+    "Message": "forethought.dialogue.messages",
+    "Model": "forethought.engines.model",
+    "Prompt": "forethought.dialogue.messages",
+    "Sample": "forethought.engines.protocol",
+    "SamplingParameters": "forethought.engines.protocol",
+    "ThoughtDelta": "forethought.engines.protocol",
+    "UserError": "forethought.errors",
+    "load": "forethought.engines.load",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'forethought' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

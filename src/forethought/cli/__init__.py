@@ -1,0 +1,1 @@
+"""The terminal: one file per verb, and what the verbs share."""

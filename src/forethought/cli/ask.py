@@ -1,0 +1,396 @@
+"""``forethought ask``: one question, the thought on stderr, the answer on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from forethought.cli import options
+from forethought.cli.settings import (
+    BY_NAME,
+    MAX_SEED,
+    Settings,
+    Value,
+    export_to_environment,
+    load_settings,
+)
+from forethought.cli.settings import warn_unknown_variables as warn_unknown
+from forethought.cli.terminal import print_json, require, show
+from forethought.errors import UserError
+
+if TYPE_CHECKING:
+    from forethought.cli.loading import Loading
+    from forethought.engines.model import AskOptions, Model
+    from forethought.engines.protocol import Handle, Sample
+
+_LOGPROBS = ("sampling", "raw")
+
+LOCAL = ("context", "threads", "gpu_layers")
+"""Settings of a model on this machine. A server takes none of them."""
+
+
+class Asked(NamedTuple):
+    """What the command line said about one question, beyond the settings."""
+
+    question: str | None
+    file: str | None
+    n: int
+    seed: int | None
+    stop: tuple[str, ...]
+    lora: str | None
+    logprobs: str | None
+    as_json: bool
+    ids: bool
+    raw_prompt: bool
+    yes: bool
+
+
+def ask(
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="The question. Text on stdin comes before it; - stands for stdin alone.",
+            metavar="QUESTION",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("-f", "--file", help="Read the question from FILE.", metavar="FILE"),
+    ] = None,
+    system: options.System = None,
+    template: options.Template = None,
+    yes: options.Yes = False,
+    model: options.Model = None,
+    engine: options.Engine = None,
+    ctx: options.Context = None,
+    threads: options.Threads = None,
+    gpu_layers: options.GpuLayers = None,
+    lora: options.Lora = None,
+    max_thought: options.MaxThought = None,
+    min_thought: options.MinThought = None,
+    max_tokens: options.MaxTokens = None,
+    stop: options.Stop = None,
+    n: Annotated[
+        int,
+        typer.Option(
+            "-n",
+            "--samples",
+            help="Sample this many answers.",
+            metavar="N",
+            rich_help_panel=options.SAMPLING,
+        ),
+    ] = 1,
+    seed: options.Seed = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    reproducible: options.Reproducible = None,
+    hide_thought: options.HideThought = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object instead of the text.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    ids: Annotated[
+        bool,
+        typer.Option(
+            "--ids",
+            help="Add the token ids of prompt and continuation to the JSON.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+    logprobs: Annotated[
+        str | None,
+        typer.Option(
+            "--logprobs",
+            help="Add log-probabilities to the JSON: under the sampling distribution, or with "
+            "--logprobs raw under the model's own.",
+            metavar="[raw]",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    raw_prompt: Annotated[
+        bool,
+        typer.Option(
+            "--raw-prompt",
+            help="Print the exact prompt that the model would read, and exit.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
+) -> Callable[[], int]:
+    """Ask one question.
+
+    The thought streams on stderr and the answer goes to stdout, so a pipe gets the answer alone:
+
+    \b
+      forethought ask "Are tomatoes fruits?"
+      forethought ask "Are tomatoes fruits?" | wc -w
+      cat report.txt | forethought ask "Summarise this report."
+      forethought ask -m deepseek-r1:7b -n 4 --json "How many primes are below 100?"
+
+    Ctrl-C stops within a token and keeps what came. Exit codes: 0 done, 1 the model or a server
+    failed, 2 the request was wrong, 130 interrupted.
+    """
+    flags: dict[str, Value] = {
+        "model": model,
+        "engine": engine,
+        "context": ctx,
+        "threads": threads,
+        "gpu_layers": gpu_layers,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "max_tokens": max_tokens,
+        "max_thought": max_thought,
+        "min_thought": min_thought,
+        "system": system,
+        "template": template,
+        "hide_thought": hide_thought,
+        "reproducible": reproducible,
+    }
+    asked = Asked(
+        question, file, n, seed, tuple(stop or ()), lora, logprobs, as_json, ids, raw_prompt, yes
+    )
+    return lambda: run(flags, asked)
+
+
+def run(flags: dict[str, Value], asked: Asked) -> int:
+    """Answer one question; the exit code."""
+    settings = load_settings(flags)
+    _check(settings, asked)
+    warn_unknown()
+    export_to_environment(settings)
+    from forethought.cli.question import read_question
+
+    exact = settings.text("template") == "bare"
+    question = read_question(asked.question, asked.file, exact=exact)
+    loading = open_model(settings, lora=asked.lora, slots=asked.n, yes=asked.yes)
+    # imported while the weights load
+    import forethought.cli.display
+    import forethought.cli.interrupt  # noqa: F401
+
+    model = loading.wait()
+    try:
+        if asked.raw_prompt:
+            code = _print_prompt(model, question, ask_options(settings))
+            model.close()
+            return code
+        chosen = ask_options(settings)
+        chosen["n"] = asked.n
+        if asked.seed is not None:
+            chosen["seed"] = asked.seed
+        if asked.stop:
+            chosen["stop"] = asked.stop
+        if asked.logprobs is not None:
+            chosen["logprobs"] = "raw" if asked.logprobs == "raw" else "sampling"
+        code = _answer(model, question, chosen, settings, asked)
+    except KeyboardInterrupt:
+        raise  # closing would wait for the engine
+    except BaseException:
+        model.close()
+        raise
+    model.close()
+    return code
+
+
+def _check(settings: Settings, asked: Asked) -> None:
+    """What is wrong with a command line, before anything is read or loaded."""
+    require(asked.n >= 1, f"-n must be 1 or more, not {asked.n}.")
+    if asked.seed is not None:
+        require(
+            0 <= asked.seed <= MAX_SEED,
+            f"--seed must be from 0 to {MAX_SEED}, not {asked.seed}.",
+        )
+    require(all(asked.stop), "--stop must not be empty.")
+    if asked.logprobs is not None:
+        require(
+            asked.logprobs in _LOGPROBS,
+            f"--logprobs is sampling or raw, not {asked.logprobs!r}.",
+        )
+    require(
+        asked.as_json or not (asked.ids or asked.logprobs),
+        "--ids and --logprobs add to the JSON object: add --json too.",
+    )
+    if asked.raw_prompt:
+        require(not asked.as_json, "--raw-prompt prints the prompt alone: leave out --json.")
+    check_engine(settings)
+
+
+def check_engine(settings: Settings) -> None:
+    """Refuse an engine that this installation does not have."""
+    if settings.text("engine") == "torch":
+        raise UserError(
+            "--engine torch: the torch engine arrives with the extra train "
+            "(uv tool install 'forethought[train]'). Use a GGUF model with llama.cpp."
+        )
+
+
+def ask_options(settings: Settings) -> AskOptions:
+    """What the settings say about a question; what nobody set is left to the model."""
+    chosen: dict[str, Any] = {}
+    for name in ("temperature", "top_p", "min_p"):
+        chosen[name] = settings.number(name)
+    for name in ("top_k", "max_tokens", "max_thought", "min_thought"):
+        chosen[name] = settings.integer(name)
+    chosen["reproducible"] = settings.switch("reproducible") or None
+    chosen["system"] = settings.text("system")
+    if settings.source("template") != "default":
+        chosen["template"] = settings.text("template")
+    given: AskOptions = {}
+    given.update(
+        {name: value for name, value in chosen.items() if value is not None}  # type: ignore[typeddict-item]
+    )
+    return given
+
+
+def open_model(settings: Settings, *, lora: str | None, slots: int, yes: bool) -> Loading:
+    """Begin to load the model of the settings, which is downloaded first where that is allowed."""
+    from forethought.checkpoints.resolve import resolve
+    from forethought.cli.fetching import permission
+    from forethought.cli.loading import Loading
+    from forethought.engines.load import load
+    from forethought.paths import expand
+
+    name = settings.text("model") or ""
+    local = _local_options(settings, name)
+    adapter = None if lora is None else expand(lora)
+    policy, bar = permission(yes=yes)
+    try:
+        # here and not in load(): the person is asked, and may press Ctrl-C
+        resolve(name, download=policy, progress=bar, report=_report)
+    finally:
+        if bar is not None:
+            bar.close()
+    return Loading(
+        lambda: load(
+            name,
+            engine=settings.text("engine") or "auto",  # type: ignore[arg-type]  # of the table
+            context=local["context"],
+            threads=local["threads"],
+            gpu_layers=local["gpu_layers"],
+            lora=adapter,
+            slots=slots,
+            reproducible=settings.switch("reproducible"),
+            report=_report,
+            api_key=settings.text("api_key"),
+        )
+    )
+
+
+def is_server(name: str) -> bool:
+    """Whether ``name`` is the address of a server."""
+    from forethought.checkpoints.resolve import ServerReference, parse_reference
+
+    return isinstance(parse_reference(name), ServerReference)
+
+
+def _local_options(settings: Settings, name: str) -> dict[str, int | None]:
+    """The LOCAL settings. For a server only what came by flag is an error; the file and the
+    variables hold what one wants of the models here, and do not get in the way.
+    """
+    if not is_server(name):
+        return {key: settings.integer(key) for key in LOCAL}
+    for key in LOCAL:
+        flag = BY_NAME[key].flag
+        require(
+            settings.source(key) != flag,
+            f"{flag} is not possible with the server {name}: it belongs to whoever runs the "
+            "model; leave it out.",
+        )
+    return dict.fromkeys(LOCAL)
+
+
+def _report(line: str) -> None:
+    from forethought.cli.terminal import note
+
+    note(f"forethought: {line}")
+
+
+def _print_prompt(model: Model, question: str, chosen: AskOptions) -> int:
+    prompt = model.prompt(question, **chosen)
+    if prompt.text is None:
+        raise UserError(
+            f"--raw-prompt is not possible with {model.name}: a remote server renders the prompt "
+            "itself; load the model locally instead."
+        )
+    # exact in a pipe; on a terminal neither the template nor a text from a pipe may drive it
+    show(prompt.text)
+    return 0
+
+
+def _answer(
+    model: Model, question: str, chosen: AskOptions, settings: Settings, asked: Asked
+) -> int:
+    from forethought.cli.display import Display
+    from forethought.cli.interrupt import StopOnInterrupt
+
+    if asked.ids and not model.engine.capabilities.token_ids:
+        raise UserError(
+            f"--ids is not possible with {model.name}: a remote server sends text, not token ids; "
+            "load the model locally instead."
+        )
+    request = model.request(question, **chosen)
+    display = Display(
+        sys.stdout,
+        sys.stderr,
+        samples=asked.n,
+        hide_thought=settings.switch("hide_thought"),
+        quiet=asked.as_json,
+        exact=settings.text("template") == "bare",
+    )
+    with StopOnInterrupt() as interrupt:
+        samples = _shown(display, interrupt.watch(model.engine.submit(request)))
+    if asked.as_json:
+        _print_json(model, samples, request.prompt.ids, asked)
+    else:
+        _last_line(display, samples)
+    return 130 if interrupt.happened else 0
+
+
+def _shown(display: Any, handle: Handle) -> list[Sample]:
+    try:
+        samples: list[Sample] = display.show(handle.batches())
+    except BaseException:
+        # a closed pipe, above all: nobody reads on, so nothing more may be computed
+        handle.cancel()
+        raise
+    return samples
+
+
+def _last_line(display: Any, samples: Sequence[Sample]) -> None:
+    from forethought.cli.display import summary_of
+
+    if samples:
+        display.note(summary_of(list(samples)))
+    if any(sample.thought_end == "cut" and sample.stop_reason == "length" for sample in samples):
+        display.note(
+            "The tokens ran out inside the thought: raise --max-tokens, or lower --max-thought."
+        )
+
+
+def _print_json(
+    model: Model, samples: Sequence[Sample], prompt_ids: Sequence[int] | None, asked: Asked
+) -> None:
+    from forethought.cli.sample_json import sample_object
+
+    objects = [
+        sample_object(
+            sample,
+            model.name,
+            prompt_ids=prompt_ids,
+            with_ids=asked.ids,
+            with_logprobs=asked.logprobs is not None,
+        )
+        for sample in samples
+    ]
+    result: object = {"samples": objects} if asked.n > 1 else (objects[0] if objects else {})
+    print_json(result)

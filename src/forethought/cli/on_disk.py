@@ -1,0 +1,40 @@
+"""Where a model is, if it is on this disk: no network, nothing loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forethought.errors import ForethoughtError
+
+
+def where_is(name: str) -> dict[str, Any]:
+    """``name``, ``path`` (None where it is not on disk, or a server), size, source, and a note."""
+    from forethought.checkpoints import resolve, store
+
+    place: dict[str, Any] = {
+        "name": name,
+        "path": None,
+        "size_bytes": None,
+        "source": None,
+        "sha256": None,
+        "note": "",
+    }
+    try:
+        found = resolve.resolve(name)
+    except ForethoughtError as error:
+        place["note"] = str(error)
+        return place
+    if found.path is None:
+        place["note"] = f"a server at {found.url}"
+        return place
+    place |= {"name": found.name, "path": str(found.path)}
+    if found.kind == "file":
+        place["size_bytes"] = found.path.stat().st_size
+        for item in store.list_installed():
+            if item.path == found.path:
+                place |= {
+                    "size_bytes": item.size,
+                    "source": item.source or None,
+                    "sha256": item.sha256 or None,
+                }
+    return place

@@ -1,0 +1,84 @@
+"""The real program in a subprocess, in a home of its own, with the real model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "forethought"]
+SRC = Path(__file__).resolve().parents[2] / "src"
+QUESTION = "Are tomatoes fruits?"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """A clean environment: nothing of the person who runs the tests, and no colours."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("FORETHOUGHT_", "XDG_", "LC_", "_FORETHOUGHT"))
+        and name not in ("NO_COLOR", "VISUAL", "EDITOR", "COLUMNS")
+    }
+    kept |= {
+        # two threads collapse on a machine that something else uses too
+        "FORETHOUGHT_THREADS": "1",
+        "FORETHOUGHT_HOME": str(home),
+        "PYTHONPATH": os.pathsep.join([str(SRC), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "LANG": "C.UTF-8",
+        "TERM": "xterm-256color",
+    }
+    return kept | more
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    return folder
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def cli(home: Path) -> Cli:
+    """Run ``forethought`` with these arguments; stdin is empty unless ``stdin`` is given."""
+
+    def run(
+        *args: str, stdin: bytes | None = None, timeout: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        return subprocess.run(
+            [*PROGRAM, *args],
+            env=environment(home, **variables),
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            **source,
+        )
+
+    return run
+
+
+@pytest.fixture
+def ask(cli: Cli, smollm2_path: Path) -> Cli:
+    """Run ``forethought ask`` with the real model."""
+
+    def run(*args: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        return cli("ask", *args, FORETHOUGHT_MODELS=str(smollm2_path.parents[1]), **more)
+
+    return run
+
+
+def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The one sentence on stderr; fails on a traceback or on more than that."""
+    text = done.stderr.decode()
+    assert "Traceback" not in text, text
+    assert text.startswith("forethought: "), text
+    assert text.count("\n") == 1, text
+    return text
