@@ -1,0 +1,1 @@
+"""Networks: config + weights + ids -> logits, nothing else. See :func:`load`."""
