@@ -365,28 +365,34 @@ def test_tokens_wait_for_their_side_only_at_the_start():
     assert reader.answer_tokens == 1
 
 
-def _seconds(n, tags):
+def _seconds(n, repeats, tags):
+    """Seconds of the processor for ``repeats`` streams of n tokens, garbage collection off: both
+    sides of the comparison do the same amount of work in one go, so noise hits them alike."""
     words = [b" the", b" a", b"\n", b" x <", b"word", b" 12", b"."]
     stream = [(9 + i % 7, words[i % 7]) for i in range(n)]
     stream[n // 2] = (2, b"</think>")
-    reader = TokenThoughtReader(tags, starts_in_thought=True)
     gc.collect()
-    start = time.process_time()
-    for token_id, piece in stream:
-        reader.push(token_id, piece)
-    reader.finish()
-    elapsed = time.process_time() - start
-    assert reader.thought_tokens == n // 2 + 1
-    return elapsed
+    gc.disable()
+    try:
+        start = time.process_time()
+        for _ in range(repeats):
+            reader = TokenThoughtReader(tags, starts_in_thought=True)
+            for token_id, piece in stream:
+                reader.push(token_id, piece)
+            reader.finish()
+            assert reader.thought_tokens == n // 2 + 1
+        return time.process_time() - start
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("tags", [TAGS, ONE_TOKEN])
 def test_a_hundred_thousand_tokens_cost_at_most_twelve_times_ten_thousand(tags):
     few = many = float("inf")
-    for _ in range(12):  # the machine is shared: the least disturbed of a few runs counts
-        few = min(few, _seconds(10_000, tags))
-        many = min(many, _seconds(100_000, tags))
-        if many <= 12 * few and _ >= 2:
+    for attempt in range(20):  # the machine is shared: the least disturbed of a few runs counts
+        few = min(few, _seconds(10_000, 10, tags) / 10)
+        many = min(many, _seconds(100_000, 1, tags))
+        if many <= 12 * few and attempt >= 1:
             break
     assert many <= 12 * few
     assert many / 100_000 < 100e-6
@@ -403,5 +409,5 @@ def test_hostile_repetition_is_linear(word, inside):
         reader.finish()
         return time.process_time() - start
 
-    few = min(seconds(5_000) for _ in range(3))
-    assert min(seconds(50_000) for _ in range(2)) < 20 * few + 0.05
+    few = min(seconds(5_000) for _ in range(5))
+    assert min(seconds(50_000) for _ in range(5)) < 20 * few + 0.05

@@ -100,12 +100,13 @@ def test_byte_by_byte(data: bytes) -> None:
 def test_one_long_line_in_small_chunks_is_linear() -> None:
     def seconds(size: int) -> float:
         parser = SSEParser()
-        start = time.perf_counter()
+        start = time.process_time()
         parser.feed(b"data: ")
         for _ in range(size):
             parser.feed(b"xxxxxxxxxx")
         assert len(parser.feed(b"\n\n")) == 1
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(1000)
-    assert seconds(200_000) < 40 * max(seconds(20_000), 0.001)
+    few = min(seconds(20_000) for _ in range(5))
+    assert min(seconds(200_000) for _ in range(3)) < 40 * max(few, 0.001)
