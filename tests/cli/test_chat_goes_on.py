@@ -160,7 +160,7 @@ def test_a_server_is_not_promised_to_answer_now(home: Path) -> None:
 
 
 def test_the_seed_of_a_chat_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forethought.engines.llama_cpp import LARGEST_SEED
+    from forethought.engines.limits import LARGEST_SEED
 
     assert MAX_SEED == LARGEST_SEED
 

@@ -261,7 +261,8 @@ def test_a_stop_string_keeps_the_final_answer(scripted: Model) -> None:
 
 
 def test_a_stop_at_the_answers_closing_tag(tmp_path: Path) -> None:
-    from forethought.engines.llama_sample import Forced, Limits, SampleRun
+    from forethought.engines.limits import Forced, Limits
+    from forethought.engines.llama_sample import SampleRun
     from forethought.engines.llama_server import Chunk
     from forethought.engines.protocol import Request
 

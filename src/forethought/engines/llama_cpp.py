@@ -12,7 +12,6 @@ same sample. Side by side the last bits depend on the order in which phases arri
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import weakref
@@ -21,15 +20,9 @@ from dataclasses import replace
 
 from forethought.dialogue.tags import ThinkTags
 from forethought.engines.handle import StreamHandle
+from forethought.engines.limits import LARGEST_SEED, Limits, RequestChecker, with_tag_ids
 from forethought.engines.llama_loading import LlamaOptions, LoadedLlama
-from forethought.engines.llama_sample import (
-    CLOSING,
-    SHORT_CLOSING,
-    WAIT,
-    Forced,
-    Limits,
-    SampleRun,
-)
+from forethought.engines.llama_sample import SampleRun
 from forethought.engines.llama_server import Chunk, LlamaServer
 from forethought.engines.llama_tokenizer import LlamaTokenizer
 from forethought.engines.protocol import (
@@ -38,12 +31,8 @@ from forethought.engines.protocol import (
     Request,
     SamplingParameters,
 )
-from forethought.errors import ModelError, UserError
+from forethought.errors import ModelError
 
-LARGEST_SEED = 2**32 - 2
-"""llama.cpp reads 2**32 - 1 as "draw one"."""
-MAX_SAMPLES = 1024
-"""Samples of one request."""
 PROGRESS_FROM = 512
 """Prompt tokens from which progress is reported."""
 
@@ -63,8 +52,10 @@ class LlamaCppEngine:
         self._loaded = LoadedLlama(options, report or (lambda _note: None))
         self._tokenizer = LlamaTokenizer(self._loaded, options.header)
         self._handles: weakref.WeakSet[StreamHandle] = weakref.WeakSet()
-        self._tags = self._with_ids(tags or ThinkTags())
-        self._forced_texts: dict[str, Forced] = {}
+        self._tags = with_tag_ids(tags or ThinkTags(), self._tokenizer)
+        self._checker = RequestChecker(
+            options.path.name, self._tokenizer, len(self._tokenizer.vocabulary), self._tags
+        )
 
     # -- what it is
 
@@ -109,23 +100,7 @@ class LlamaCppEngine:
 
     def submit(self, request: Request) -> StreamHandle:
         """Start a request. Raises UserError for what does not fit, before anything is computed."""
-        if request.prompt.ids is None:
-            raise UserError("the llama.cpp engine needs a prompt with token ids.")
-        if not request.prompt.ids:
-            raise UserError("the prompt is empty; write a question.")
-        if not 1 <= request.n <= MAX_SAMPLES:
-            raise UserError(f"n is {request.n}; it must be between 1 and {MAX_SAMPLES}.")
-        seed = request.seed
-        if seed is None:
-            seed = int.from_bytes(os.urandom(4), "little") >> 1
-        if not 0 <= seed <= LARGEST_SEED:
-            raise UserError(f"the seed {seed} is out of range; take 0 to {LARGEST_SEED}.")
-        vocabulary = len(self._tokenizer.vocabulary)
-        if any(not 0 <= token < vocabulary for token in request.prefix_ids):
-            raise UserError(
-                f"the text to continue has token ids that {self._options.path.name} does not "
-                "have; it was written by another model."
-            )
+        seed = self._checker.seed(request)
         limits = self._limits(request)
         request = replace(request, seed=seed)
         handle = StreamHandle(lambda handle: self._work(handle, request, limits, seed))
@@ -134,87 +109,20 @@ class LlamaCppEngine:
 
     def _limits(self, request: Request) -> Limits:
         """Resolve the budget against the context; overflow is said with by how many tokens."""
-        assert request.prompt.ids is not None
-        prompt = len(request.prompt.ids)
-        most = self._options.most_context
-        budget = request.budget
-        if prompt >= most:
-            raise UserError(
-                f"the prompt is {prompt} tokens and the context {most}: "
-                f"{prompt - most + 1} too many; shorten it or raise --ctx."
-            )
-        room = most - prompt
-        if budget.max_tokens is not None:
-            if budget.max_tokens < 1:
-                raise UserError(f"--max-tokens is {budget.max_tokens}; it must be at least 1.")
-            if budget.max_tokens > room:
-                raise UserError(
-                    f"the prompt ({prompt} tokens) and --max-tokens {budget.max_tokens} need "
-                    f"{prompt + budget.max_tokens} tokens, {budget.max_tokens - room} more than "
-                    f"the context of {most}; lower --max-tokens or raise --ctx."
-                )
-            max_tokens = budget.max_tokens
-        else:
-            # Up to what is loaded; a longer context is loaded when the prompt takes half of it.
-            max_tokens = self._loaded.context - prompt
-            if max_tokens < self._loaded.context // 2:
-                affordable = self._loaded.affordable_context()
-                max_tokens = min(room, affordable - prompt)
-                if max_tokens < 1:
-                    raise ModelError(
-                        f"the prompt is {prompt} tokens and there is memory for {affordable}; "
-                        "shorten it or free some memory."
-                    )
-        none = Forced((), "")
-        if not request.prompt.thinks:
-            return Limits(max_tokens, 0, 0, none, none)
-        most_thought = max_tokens - min(256, max_tokens // 4)
-        wanted = budget.max_thought
-        if wanted is not None and wanted < budget.min_thought:
-            raise UserError(
-                f"--max-thought {wanted} is below --min-thought {budget.min_thought}; "
-                "raise the one or lower the other."
-            )
-        max_thought = most_thought if wanted is None else min(wanted, most_thought)
-        if budget.min_thought > max_thought:
-            raise UserError(
-                f"--min-thought {budget.min_thought} leaves no room for an answer in "
-                f"{max_tokens} tokens; at most {max_thought} may be thought."
-            )
-        closing = self._forced(CLOSING.format(close=self._tags.close))
-        if len(closing.ids) * 2 > max_thought:
-            closing = self._forced(SHORT_CLOSING.format(close=self._tags.close))
-        in_thought = request.prompt.starts_in_thought or request.prompt.mid_thought
-        close_at_once = bool(request.prefix_ids) and wanted == 0
-        if in_thought and len(closing.ids) > max_thought and not close_at_once:
-            least = len(closing.ids)
-            if wanted is not None and wanted < least:
-                raise UserError(
-                    f"--max-thought {wanted} is too small: closing a thought alone takes {least} "
-                    "tokens here; take at least that, or 0 for no thought at all."
-                )
-            raise UserError(
-                f"{max_tokens} tokens are too few for a thought and an answer; "
-                f"take --max-tokens {least * 4} or more."
-            )
-        wait = self._forced(WAIT) if budget.min_thought else none
-        return Limits(max_tokens, max_thought, budget.min_thought, closing, wait)
+        return self._checker.limits(request, self._options.most_context, self._default_tokens)
 
-    def _forced(self, text: str) -> Forced:
-        found = self._forced_texts.get(text)
-        if found is None:
-            found = Forced(tuple(self._tokenizer.encode(text, parse_special=True)), text)
-            self._forced_texts[text] = found
-        return found
-
-    def _with_ids(self, tags: ThinkTags) -> ThinkTags:
-        opened = self._tokenizer.encode(tags.open, parse_special=True)
-        closed = self._tokenizer.encode(tags.close, parse_special=True)
-        return replace(
-            tags,
-            open_id=opened[0] if len(opened) == 1 else None,
-            close_id=closed[0] if len(closed) == 1 else None,
-        )
+    def _default_tokens(self, prompt: int) -> int:
+        """Up to what is loaded; a longer context is loaded when the prompt takes half of it."""
+        max_tokens = self._loaded.context - prompt
+        if max_tokens < self._loaded.context // 2:
+            affordable = self._loaded.affordable_context()
+            max_tokens = min(self._options.most_context - prompt, affordable - prompt)
+            if max_tokens < 1:
+                raise ModelError(
+                    f"the prompt is {prompt} tokens and there is memory for {affordable}; "
+                    "shorten it or free some memory."
+                )
+        return max_tokens
 
     # -- working
 
