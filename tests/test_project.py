@@ -105,7 +105,13 @@ def test_the_base_install_has_no_torch() -> None:
     names = {requirement_name(requirement) for requirement in BASE}
     assert names.isdisjoint({"torch", "numpy", "transformers", "tokenizers"})
     assert len(names) <= 8
-    assert {requirement_name(requirement) for requirement in EXTRAS["train"]} == {"torch"}
+    assert {requirement_name(requirement) for requirement in EXTRAS["train"]} == {
+        "gguf",
+        "numpy",
+        "safetensors",
+        "tokenizers",
+        "torch",
+    }
 
 
 # -- the wheel

@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from forethought import models as models
     from forethought.dialogue.messages import Message as Message
     from forethought.dialogue.messages import Prompt as Prompt
     from forethought.engines.load import load as load
@@ -45,10 +46,14 @@ _HOMES = {
     "load": "forethought.engines.load",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+_ROOMS = ("models",)
+
+__all__ = sorted([*_HOMES, *_ROOMS, "__version__"])
 
 
 def __getattr__(name: str) -> object:
+    if name in _ROOMS:
+        return importlib.import_module(f"forethought.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'forethought' has no attribute {name!r}")

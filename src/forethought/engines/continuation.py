@@ -123,6 +123,14 @@ class Continuation:
         else:
             self.close_thought("ended")
 
+    def enforce_limits(self) -> None:
+        """Close a thought whose budget is spent; end what has no tokens left. Between tokens."""
+        limits = self.limits
+        if self.in_thought and len(self.ids) >= limits.max_thought - len(limits.closing.ids):
+            self.close_thought("budget")
+        if self.done is None and len(self.ids) >= limits.max_tokens:
+            self.done = "length"
+
     # -- forcing
 
     def close_thought(self, why: ThoughtEnd) -> None:
@@ -170,6 +178,10 @@ class Continuation:
             self._early_close = True
             return
         self._show(pieces)
+
+    def add_text(self, text: str) -> None:
+        """Text of the newest token that became known late (an unfinished character)."""
+        self._show(self._reader.feed((), text))
 
     def _show(self, pieces: Sequence[Piece]) -> None:
         for side, text, ids in pieces:

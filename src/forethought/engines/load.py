@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from forethought.checkpoints.catalogue import Entry
 from forethought.checkpoints.gguf_header import GGUFHeader, read_header
 from forethought.checkpoints.gguf_memory import kv_bytes_per_token, memory_needed
 from forethought.checkpoints.resolve import (
@@ -20,10 +19,14 @@ from forethought.checkpoints.resolve import (
     parse_reference,
     resolve,
 )
-from forethought.dialogue.tags import ThinkTags
-from forethought.dialogue.templates import ChatTemplate
 from forethought.engines.machine import available_memory
 from forethought.engines.model import Model, Persona
+from forethought.engines.persona import (
+    DEFAULT_CONTEXT,
+    DEFAULT_CONTEXT_PROMPTED,
+    gguf_persona,
+    gguf_sampling,
+)
 from forethought.engines.protocol import SamplingParameters
 from forethought.errors import ModelError, UserError
 
@@ -35,10 +38,6 @@ _R1_LIKE = re.compile(r"(^|[^a-z0-9])(r1|qwq)([^a-z0-9]|$)", re.IGNORECASE)
 the closing tag alone. Of other models text without an opening tag is answer."""
 
 DEFAULT_MODEL = "smollm2:135m"
-DEFAULT_CONTEXT = 32_768
-"""R1 was evaluated at this many generated tokens; more is loaded when asked for (--ctx)."""
-DEFAULT_CONTEXT_PROMPTED = 2_048
-"""Enough for a budgeted thought and an answer; a longer prompt loads more by itself."""
 
 
 def load(
@@ -55,13 +54,18 @@ def load(
     progress: Callable[[int, int | None], None] | None = None,
     report: Callable[[str], None] | None = None,
     api_key: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    speculate: bool = False,
 ) -> Model:
-    """Load a model by catalogue name, GGUF path, ``hf://org/repo[:file]`` or server URL.
+    """Load a model by catalogue name, GGUF or folder path, ``hf://org/repo[:file]`` or server URL.
 
     ``context``: tokens of one sample, prompt included; None takes up to 32,768 of what the model
     and the memory allow. ``slots``: samples that should run side by side (more are loaded when
     needed). ``download``: may a missing model be fetched. ``progress`` gets bytes done and total,
-    ``report`` one-line notes. ``api_key`` is for servers.
+    ``report`` one-line notes. ``api_key`` is for servers. ``device`` (cpu, cuda, cuda:N), ``dtype``
+    (float32, bfloat16, int8) and ``speculate`` (with the model's MTP module) are the torch
+    engine's.
 
     Raises UserError (unknown model, not on disk, impossible option) and ModelError (file damaged,
     architecture unknown to llama.cpp, not enough memory).
@@ -77,6 +81,9 @@ def load(
             ("--ctx", context),
             ("--threads", threads),
             ("--gpu-layers", gpu_layers),
+            ("--device", device),
+            ("--dtype", dtype),
+            ("--speculate", speculate or None),
         ):
             if value is not None:
                 raise UserError(
@@ -85,6 +92,24 @@ def load(
                 )
         return _remote(found, api_key, reproducible)
     assert found.path is not None
+    if engine == "torch" or found.kind == "folder":
+        _refuse("the torch engine", (("--lora", lora), ("--gpu-layers", gpu_layers)))
+        require_torch()
+        from forethought.engines.torch.load import load_torch
+
+        return load_torch(
+            found,
+            context=context,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            speculate=speculate,
+            reproducible=reproducible,
+            report=report,
+        )
+    _refuse(
+        "llama.cpp", (("--device", device), ("--dtype", dtype), ("--speculate", speculate or None))
+    )
     return _llama_cpp(
         found,
         context=context,
@@ -101,21 +126,35 @@ def _check_engine(reference: Reference, engine: EngineName) -> None:
     """One sentence for every engine that cannot open what was named."""
     if engine not in ENGINE_NAMES:
         raise UserError(f"there is no engine {engine!r}; take one of {', '.join(ENGINE_NAMES)}.")
-    if engine == "torch" or (engine == "auto" and isinstance(reference, LocalFolder)):
-        raise UserError(
-            "Hugging Face folders need the torch engine, which this version does not have yet; "
-            "give a GGUF file of the model instead."
-            if engine == "auto"
-            else "this version does not have the torch engine yet; "
-            "use --engine llama.cpp with a GGUF file."
-        )
     is_server = isinstance(reference, ServerReference)
+    if engine == "torch" and is_server:
+        raise UserError("--engine torch needs a Hugging Face folder or a GGUF file, not a server.")
     if engine == "remote" and not is_server:
         raise UserError(
             "--engine remote needs the URL of a server, like -m http://127.0.0.1:1234/v1#model."
         )
     if engine == "llama.cpp" and (is_server or isinstance(reference, LocalFolder)):
         raise UserError("--engine llama.cpp needs a GGUF file, not a server or a folder.")
+
+
+def _refuse(engine: str, options: Sequence[tuple[str, object]]) -> None:
+    for option, value in options:
+        if value is not None:
+            raise UserError(f"{option} is not possible with {engine}; leave it out.")
+
+
+def require_torch() -> None:
+    """Raise UserError with the install line where the extra `train` is missing."""
+    from importlib.util import find_spec
+
+    missing = [
+        name for name in ("torch", "safetensors", "tokenizers", "gguf") if find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"the torch engine needs {', '.join(missing)}, which the base install leaves out; "
+            "install them with: pip install 'forethought[train]'"
+        )
 
 
 def _llama_cpp(
@@ -141,7 +180,7 @@ def _llama_cpp(
             raise UserError(f"{option} is {value}; it must be at least 1.")
     if gpu_layers is not None and gpu_layers < 0:
         raise UserError(f"--gpu-layers is {gpu_layers}; it must be 0 or more.")
-    persona = _persona(header, found.entry)
+    persona = gguf_persona(header, found.entry)
     most, first = _contexts(header, persona, context)
     _check_memory(found, header, first)
     if threads is None:
@@ -166,36 +205,7 @@ def _llama_cpp(
     if found.entry is None and persona.thinks == "none" and engine.tags.close_id is not None:
         persona = replace(persona, thinks="native")  # the vocabulary has the tag as one token
     persona = replace(persona, tags=engine.tags)
-    return Model(found.name, engine, persona, _defaults(header, found.entry))
-
-
-def _persona(header: GGUFHeader, entry: Entry | None) -> Persona:
-    """How to talk to a model: the catalogue's word, else what its own template knows."""
-    source = header.chat_template
-    template = ChatTemplate(source, header.path.name) if source else None
-    vocabulary = header.items("tokenizer.ggml.tokens")
-
-    def text(token: int | None) -> str:
-        if vocabulary is None or token is None or not 0 <= token < len(vocabulary):
-            return ""
-        return str(vocabulary[token])
-
-    persona = Persona(
-        thinks="native" if source and "</think>" in source else "none",
-        template=template,
-        bos_token=text(header.bos_id),
-        eos_token=text(header.eos_id),
-        add_bos=bool(header.add_bos),
-    )
-    if entry is None:
-        return persona
-    return replace(
-        persona,
-        thinks=entry.thinks,
-        tags=ThinkTags(entry.tags.open, entry.tags.close),
-        history=entry.history,
-        thought_budget=entry.thought_budget,
-    )
+    return Model(found.name, engine, persona, gguf_sampling(header, found.entry))
 
 
 def _contexts(header: GGUFHeader, persona: Persona, context: int | None) -> tuple[int, int]:
@@ -226,23 +236,6 @@ def _check_memory(found: ResolvedModel, header: GGUFHeader, context: int) -> Non
 
 def _gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
-
-
-def _defaults(header: GGUFHeader, entry: Entry | None) -> SamplingParameters:
-    """R1's, unless the catalogue or the model's file says otherwise."""
-    values = header.sampling
-    own = entry.sampling if entry is not None else None
-    base = SamplingParameters()
-
-    def pick(stated: float | None, key: str, default: float) -> float:
-        return stated if stated is not None else values.get(key, default)
-
-    return SamplingParameters(
-        temperature=pick(own.temperature if own else None, "temp", base.temperature),
-        top_p=pick(own.top_p if own else None, "top_p", base.top_p),
-        top_k=int(pick(own.top_k if own else None, "top_k", base.top_k)),
-        min_p=pick(own.min_p if own else None, "min_p", base.min_p),
-    )
 
 
 def _remote(found: ResolvedModel, api_key: str | None, reproducible: bool) -> Model:

@@ -1,0 +1,185 @@
+"""Linear maps for sampling on a CPU, each with its weights in the layout that the product wants.
+
+N: tokens, I: inputs, O: outputs.
+
+Measured by `benchmarks/cpu_sampling.py`: torch's own product of a few rows by a large matrix runs
+at a third of what oneDNN reaches on the same weights, blocked once when they are loaded; fbgemm's
+int8 product is faster again. The residual sum and SwiGLU's product ride along where the library
+lets them. All kernels are for inference; none is differentiable.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+
+_BLOCKED_FOR = 16
+"""Rows that oneDNN chooses the blocking for; it serves 1 to 256 rows well (other hints do not)."""
+
+
+class Kernel(Protocol):
+    """y = W x + b, with what may follow it. A row of the result depends on its own input and the
+    number of rows alone."""
+
+    out_features: int
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor: ...
+
+    def plus(self, x_NI: torch.Tensor, residual_NO: torch.Tensor) -> torch.Tensor:
+        """W x + b + residual."""
+
+    def swish(self, x_NI: torch.Tensor) -> torch.Tensor:
+        """silu(W x + b)."""
+
+    def times(self, x_NI: torch.Tensor, other_NO: torch.Tensor) -> torch.Tensor:
+        """(W x + b) * other, elementwise."""
+
+
+class PlainKernel:
+    """torch's own product, on any device; it shares the weights it is given."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features = weight_OI.shape[0]
+        self._weight_OI = weight_OI
+        self._bias_O = bias_O
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_NI, self._weight_OI, self._bias_O)
+
+    def plus(self, x_NI: torch.Tensor, residual_NO: torch.Tensor) -> torch.Tensor:
+        return self(x_NI).add_(residual_NO)
+
+    def swish(self, x_NI: torch.Tensor) -> torch.Tensor:
+        return F.silu(self(x_NI), inplace=True)
+
+    def times(self, x_NI: torch.Tensor, other_NO: torch.Tensor) -> torch.Tensor:
+        return self(x_NI).mul_(other_NO)
+
+
+class BlockedKernel:
+    """oneDNN's product over weights that it blocked for itself; float32 or bfloat16."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features = weight_OI.shape[0]
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(
+            weight_OI.detach().contiguous(), _BLOCKED_FOR
+        )
+        self._bias_O = None if bias_O is None else bias_O.detach().clone()
+        self._unary = torch.ops.mkldnn._linear_pointwise.default
+        self._binary = torch.ops.mkldnn._linear_pointwise.binary
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        y_NO: torch.Tensor = self._unary(x_NI, self._weight, self._bias_O, "none", [], "")
+        return y_NO
+
+    def plus(self, x_NI: torch.Tensor, residual_NO: torch.Tensor) -> torch.Tensor:
+        y_NO: torch.Tensor = self._binary(x_NI, residual_NO, self._weight, self._bias_O, "add")
+        return y_NO
+
+    def swish(self, x_NI: torch.Tensor) -> torch.Tensor:
+        y_NO: torch.Tensor = self._unary(x_NI, self._weight, self._bias_O, "swish", [], "")
+        return y_NO
+
+    def times(self, x_NI: torch.Tensor, other_NO: torch.Tensor) -> torch.Tensor:
+        y_NO: torch.Tensor = self._binary(x_NI, other_NO, self._weight, self._bias_O, "mul")
+        return y_NO
+
+
+def quantize_rows(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8 a row: (int8 [O, I], float32 scales [O]); a row of zeros has scale 1."""
+    scale_O = weight_OI.float().abs().amax(dim=1) / 127
+    scale_O = torch.where(scale_O > 0, scale_O, torch.ones_like(scale_O))
+    return torch.round(weight_OI.float() / scale_O[:, None]).to(torch.int8), scale_O
+
+
+class Int8Kernel:
+    """int8 weights (one scale an output), activations quantised to 8 bits as they come.
+
+    fbgemm takes one range for all rows of its input. So that a row does not depend on the others,
+    each is divided by its own largest magnitude, and two further columns hold 1 and -1 (with
+    weights of zero): the range is [-1, 1] always, and the integer sums are exact.
+    """
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+        self.out_features, self._inputs = weight_OI.shape
+        # Rows of inputs end on 64 bytes: fbgemm has a slow path for what is left over.
+        self._width = -(-(self._inputs + 2) // 64) * 64
+        levels_OI, scale_O = quantize_rows(weight_OI)
+        padded_OI = F.pad(levels_OI, (0, self._width - self._inputs))
+        quantized = torch._make_per_channel_quantized_tensor(
+            padded_OI, scale_O.double(), torch.zeros_like(scale_O, dtype=torch.int64), 0
+        )
+        self._packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self._bias_O = None if bias_O is None else bias_O.detach().float()
+        self._product = torch.ops.quantized.linear_dynamic.default
+        # Without VNNI two products of 8 bits are summed in 16, which saturates: 7 bits then.
+        self._narrow = not has_vnni()
+        self._input_NI = torch.empty(0, 0)
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        y_NO = self._scaled(x_NI)
+        return y_NO if self._bias_O is None else y_NO.add_(self._bias_O)
+
+    def _scaled(self, x_NI: torch.Tensor) -> torch.Tensor:
+        rows = x_NI.shape[0]
+        padded_NI = self._input_NI
+        if padded_NI.shape[0] != rows:
+            padded_NI = torch.zeros(rows, self._width)
+            padded_NI[:, self._inputs] = 1.0
+            padded_NI[:, self._inputs + 1] = -1.0
+            self._input_NI = padded_NI
+        largest_N1 = torch.linalg.vector_norm(x_NI, torch.inf, dim=-1, keepdim=True)
+        largest_N1.clamp_(min=1e-30)
+        torch.div(x_NI, largest_N1, out=padded_NI[:, : self._inputs])
+        y_NO: torch.Tensor = self._product(padded_NI, self._packed, self._narrow)
+        return y_NO.mul_(largest_N1)
+
+    def plus(self, x_NI: torch.Tensor, residual_NO: torch.Tensor) -> torch.Tensor:
+        return self(x_NI).add_(residual_NO)
+
+    def swish(self, x_NI: torch.Tensor) -> torch.Tensor:
+        return F.silu(self(x_NI), inplace=True)
+
+    def times(self, x_NI: torch.Tensor, other_NO: torch.Tensor) -> torch.Tensor:
+        return self(x_NI).mul_(other_NO)
+
+
+def has_vnni() -> bool:
+    """Whether this CPU multiplies bytes into 32-bit sums (AVX-512 VNNI or AVX VNNI)."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("avx512_vnni") or known.get("avx_vnni"))
+
+
+def can_block(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN's blocked products for ``dtype``."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(
+        torch.ops.mkldnn, "_reorder_linear_weight"
+    ):
+        return False
+    if dtype is torch.float32:
+        return True
+    return dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def can_int8() -> bool:
+    """Whether this torch has fbgemm's int8 products."""
+    return bool({"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines))
+
+
+def make_kernel(
+    weight_OI: torch.Tensor, bias_O: torch.Tensor | None, precision: Precision
+) -> Kernel:
+    """The fastest kernel that this machine has for a precision; int8 takes float weights."""
+    if precision == "int8":
+        return Int8Kernel(weight_OI, bias_O)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    weight_OI = weight_OI.detach().to(dtype)
+    bias_O = None if bias_O is None else bias_O.detach().to(dtype)
+    if weight_OI.device.type == "cpu" and can_block(dtype):
+        return BlockedKernel(weight_OI, bias_O)
+    return PlainKernel(weight_OI, bias_O)

@@ -1,0 +1,60 @@
+"""Keeping the experts evenly busy: loads, the bias that steers them, the loss within a sequence.
+
+B: sequences, T: tokens of each, E: routed experts, K: experts a token uses. Pure functions that
+training calls; the networks never do. Source: DeepSeek-V3 (arXiv:2412.19437) section 2.1.2.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def expert_load(
+    indices: torch.Tensor, experts: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How many tokens chose each expert; int64 [E].
+
+    `indices` is [..., K]; `mask` [...] (bool) leaves out tokens that are padding.
+    """
+    flat = indices.flatten()
+    if mask is None:
+        ones = torch.ones_like(flat)
+    else:
+        ones = mask.unsqueeze(-1).expand(indices.shape).flatten().to(flat.dtype)
+    # Whole numbers: the sum is exact whatever the order in which a GPU adds them.
+    return flat.new_zeros(experts).scatter_add_(0, flat, ones)
+
+
+def update_bias(bias_E: torch.Tensor, load_E: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The selection bias after one step: down by `gamma` for an overloaded expert, up for an
+    underloaded one, unchanged where the load is the mean exactly. A new tensor; [E].
+
+    `load_E` counts the whole batch of the step, summed over all ranks.
+    """
+    load_E = load_E.to(bias_E.dtype)
+    return bias_E + gamma * torch.sign(load_E.mean() - load_E)
+
+
+def sequence_balance_loss(
+    scores_BTE: torch.Tensor,
+    indices_BTK: torch.Tensor,
+    alpha: float,
+    mask_BT: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """alpha * sum over experts of f * P within each sequence (equations 17 to 20), mean over
+    sequences; a scalar, 1 * alpha at perfect balance.
+
+    f is the share of tokens that chose the expert, times E / K: a count, without gradient. P is the
+    mean of the token's normalised scores. `mask_BT` (bool) leaves out padding.
+    """
+    experts, top_k = scores_BTE.shape[-1], indices_BTK.shape[-1]
+    share_BTE = scores_BTE / scores_BTE.sum(dim=-1, keepdim=True)
+    chosen_BTE = torch.zeros_like(share_BTE).scatter_(-1, indices_BTK, 1.0)
+    if mask_BT is None:
+        f_BE, p_BE = chosen_BTE.mean(dim=1), share_BTE.mean(dim=1)
+    else:
+        kept_BT1 = mask_BT.unsqueeze(-1).to(share_BTE.dtype)
+        tokens_B1 = kept_BT1.sum(dim=1).clamp(min=1.0)
+        f_BE = (chosen_BTE * kept_BT1).sum(dim=1) / tokens_B1
+        p_BE = (share_BTE * kept_BT1).sum(dim=1) / tokens_B1
+    return alpha * (experts / top_k) * (f_BE * p_BE).sum(dim=-1).mean()
