@@ -28,6 +28,9 @@ def open_llama_tokenizer(path: str | os.PathLike[str]) -> Iterator[LlamaTokenize
     )
     loaded = LoadedLlama(options, report=lambda _: None)
     try:
+        # llama.cpp never ends when it is closed before its loop runs; an answer shows that it does.
+        with loaded.use() as server:
+            server.metrics()
         yield LlamaTokenizer(loaded, header)
     finally:
         loaded.close()

@@ -152,7 +152,7 @@ def load_weights(
             if empty.is_meta:
                 target = torch.empty(empty.shape, dtype=empty.dtype, device=place)
             for source in filling[name]:
-                stored = weights.read(source.checkpoint_name)
+                stored = weights.read(source.checkpoint_name, empty.dtype)
                 check_finite(source.checkpoint_name, stored, where)
                 target[source.part].copy_(stored)
                 del stored

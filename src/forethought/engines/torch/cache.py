@@ -199,8 +199,12 @@ class RowCache:
         assert stored_RCW is not None
         looked_at = stored_RCW[self._first_row : self._first_row + self._batch, : self._seen]
         split = groups * key_width
-        k_BGSK = looked_at[:, :, :split].unflatten(2, (groups, key_width)).transpose(1, 2)
+        k_BGSK = (
+            looked_at[:, :, :split].view(*looked_at.shape[:2], groups, key_width).transpose(1, 2)
+        )
         if not value_width:
             return k_BGSK, k_BGSK
-        v_BGSV = looked_at[:, :, split:].unflatten(2, (groups, value_width)).transpose(1, 2)
+        v_BGSV = (
+            looked_at[:, :, split:].view(*looked_at.shape[:2], groups, value_width).transpose(1, 2)
+        )
         return k_BGSK, v_BGSV

@@ -46,6 +46,8 @@ class TorchOptions:
     threads: int | None = None
     rows: int = MOST_ROWS
     share: bool = False
+    speculate: bool = False
+    """Guess with the network's MTP module where one greedy sample runs alone."""
     reproducible: bool = False
     """Every request is reproducible, whatever it says itself."""
 
@@ -88,6 +90,7 @@ class TorchEngine:
             rows=options.rows,
             threads=options.threads,
             room=self._has_room,
+            speculate=options.speculate,
         )
         self._handles: weakref.WeakSet[StreamHandle] = weakref.WeakSet()
         self._closed = False
@@ -124,6 +127,11 @@ class TorchEngine:
     def steps(self) -> int:
         """Decode steps computed so far, prompts not counted; for benchmarks."""
         return self._scheduler.steps
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the MTP module's guesses that were right; None where there were none."""
+        return self._scheduler.acceptance.rate
 
     def close(self) -> None:
         """Cancel what runs, and let go of the weights."""

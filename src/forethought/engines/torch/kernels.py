@@ -157,7 +157,7 @@ def has_vnni() -> bool:
 
 def can_block(dtype: torch.dtype) -> bool:
     """Whether this torch has oneDNN's blocked products for ``dtype``."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(
+    if not torch.backends.mkldnn.is_available() or not hasattr(  # type: ignore[no-untyped-call]
         torch.ops.mkldnn, "_reorder_linear_weight"
     ):
         return False

@@ -26,6 +26,7 @@ from forethought.engines.persona import (
     gguf_sampling,
 )
 from forethought.engines.protocol import SamplingParameters
+from forethought.engines.torch.apart import apart
 from forethought.engines.torch.engine import TorchEngine, TorchOptions
 from forethought.engines.torch.kernels import PRECISIONS, Precision, can_int8
 from forethought.errors import ModelError, UserError
@@ -73,23 +74,29 @@ def load_torch(
     _check_memory(found.name, config, precision, place, usual)
     if threads is None:
         threads = cores()[0]
-    if place.type == "cpu":
-        torch.set_num_threads(threads)
-    network = load_network(found.path, device=place, dtype=_DTYPES[precision], mtp=speculate)
-    engine = TorchEngine(
-        network,
-        tokenizer,
-        TorchOptions(
-            found.name,
-            context=usual,
-            most_context=most,
-            precision=precision,
-            threads=threads,
-            reproducible=reproducible,
-        ),
-        ends=ends,
-        tags=persona.tags,
-    )
+    path, asked = found.path, threads
+
+    def make() -> TorchEngine:
+        if place.type == "cpu":
+            torch.set_num_threads(asked)
+        network = load_network(path, device=place, dtype=_DTYPES[precision], mtp=speculate)
+        return TorchEngine(
+            network,
+            tokenizer,
+            TorchOptions(
+                found.name,
+                context=usual,
+                most_context=most,
+                precision=precision,
+                threads=asked,
+                reproducible=reproducible,
+                speculate=speculate,
+            ),
+            ends=ends,
+            tags=persona.tags,
+        )
+
+    engine = apart(make)
     if found.entry is None and persona.thinks == "none" and engine.tags.close_id is not None:
         persona = replace(persona, thinks="native")  # the vocabulary has the tag as one token
     return Model(found.name, engine, replace(persona, tags=engine.tags), defaults)

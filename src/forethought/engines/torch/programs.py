@@ -21,6 +21,7 @@ from forethought.checkpoints.network_config import DenseConfig
 from forethought.engines.torch.cache import RowCache
 from forethought.engines.torch.kernels import Kernel, Precision, make_kernel, quantize_rows
 from forethought.models.causal_lm import CausalLM
+from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.dense import DenseAttention, DenseLayer, DenseLM
 from forethought.models.layers import RMSNorm, SwiGLU
 
@@ -52,7 +53,7 @@ class _KernelLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == 2:
             return self._kernel(x)
-        return self._kernel(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self._kernel(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
 
 class NetworkProgram:
@@ -63,7 +64,8 @@ class NetworkProgram:
     """
 
     def __init__(self, network: CausalLM, precision: Precision, *, share: bool = False) -> None:
-        self.layers = network.config.num_hidden_layers
+        self._mtp = network if isinstance(network, DeepseekV3) and network.mtp is not None else None
+        self.layers = network.config.num_hidden_layers + (self._mtp is not None)
         self.dtype = network.dtype
         self.device = network.device
         self._network = network
@@ -89,6 +91,23 @@ class NetworkProgram:
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden_ND) if self._head is None else self._head(hidden_ND)
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether the network brings its MTP module."""
+        return self._mtp is not None
+
+    def draft(
+        self,
+        next_ids_BT: torch.Tensor,
+        hidden_BTD: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cache: RowCache,
+    ) -> torch.Tensor:
+        """The MTP module's logits of the token after the last of ``next_ids_BT``; [V], one row."""
+        assert self._mtp is not None
+        drafted_BTD = self._mtp.mtp_hidden(next_ids_BT, hidden_BTD, positions_BT, cache)
+        return self.logits(drafted_BTD[0, -1:])[0]
 
 
 class _Embedding:
@@ -164,8 +183,8 @@ def _paired(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 
     Queries and keys are reordered alike, so their products are what they were.
     """
-    heads = rows.unflatten(0, (-1, 2, head_dim // 2))
-    return heads.transpose(1, 2).flatten(0, 2)
+    heads = rows.view(-1, 2, head_dim // 2, *rows.shape[1:])
+    return heads.transpose(1, 2).reshape(rows.shape)
 
 
 class DenseProgram:
@@ -197,7 +216,7 @@ class DenseProgram:
         self._embedding = _Embedding(
             embeddings if precision == "int8" else embeddings.to(self.dtype), precision
         )
-        network.model.embed_tokens = nn.Identity()
+        del network.model.embed_tokens
         if not config.tie_word_embeddings:
             del network.lm_head
 
@@ -209,20 +228,21 @@ class DenseProgram:
         x_ND = self._embedding(ids_BT.flatten())
         turn_N1R = self._turns(positions_BT.flatten())
         shape = (x_ND.shape[1],)
+        pairs = (-1, heads + groups, width // 2, 2)
         half = self.dtype is not torch.float32
         for at, layer in enumerate(self._layers):
             normed_ND = F.rms_norm(x_ND, shape, layer.input_norm, eps)
             all_NW = layer.projections(normed_ND)
-            qk_NHK = all_NW[:, :rotated].unflatten(1, (heads + groups, width))
+            qk_NHK = all_NW[:, :rotated].view(-1, heads + groups, width)
             if layer.head_norms is not None:
                 q_norm, k_norm = layer.head_norms
                 qk_NHK[:, :heads] = F.rms_norm(qk_NHK[:, :heads], (width,), q_norm, eps)
                 qk_NHK[:, heads:] = F.rms_norm(qk_NHK[:, heads:], (width,), k_norm, eps)
             if half:
-                wide = torch.view_as_complex(qk_NHK.float().unflatten(2, (-1, 2))).mul_(turn_N1R)
+                wide = torch.view_as_complex(qk_NHK.float().view(*pairs)).mul_(turn_N1R)
                 qk_NHK.copy_(torch.view_as_real(wide).flatten(2))
             else:
-                torch.view_as_complex(qk_NHK.unflatten(2, (-1, 2))).mul_(turn_N1R)
+                torch.view_as_complex(qk_NHK.view(*pairs)).mul_(turn_N1R)
             out_ND = cache.attend_flat(
                 at, qk_NHK[:, :heads], all_NW[:, heads * width :], groups, self._scale
             )

@@ -63,6 +63,11 @@ class Row:
         """Whether what was computed last is the newest token, so that the next may be drawn."""
         return self.stored == len(self._prompt) + len(self.sample.ids)
 
+    def follows(self, position: int, token: int) -> bool:
+        """Whether ``token`` is known to stand at ``position`` of prompt and sample."""
+        at = position - len(self._prompt)
+        return 0 <= at < len(self.sample.ids) and self.sample.ids[at] == token
+
     def next_id(self) -> int:
         """The token to compute."""
         prompt = len(self._prompt)

@@ -8,7 +8,9 @@ that neighbours do; a reproducible request has one bucket for all its life.
 
 from __future__ import annotations
 
+import atexit
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,9 +23,10 @@ from forethought.engines.handle import StreamHandle
 from forethought.engines.limits import Limits
 from forethought.engines.protocol import PrefillProgress, Request
 from forethought.engines.torch.cache import RowCache
-from forethought.engines.torch.programs import Program
+from forethought.engines.torch.programs import NetworkProgram, Program
 from forethought.engines.torch.row import Row
 from forethought.engines.torch.sampler import RowParameters, Sampler
+from forethought.engines.torch.speculate import Acceptance, Speculation
 from forethought.errors import ForethoughtError, ModelError
 
 PREFILL_CHUNK = 512
@@ -67,6 +70,16 @@ class Vocabulary:
     """Ids from here on are padding of the embedding matrix and never drawn."""
 
 
+_all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that the interpreter's end meets inside torch takes the process down with it."""
+    for scheduler in list(_all):
+        scheduler.stop()
+
+
 class Scheduler:
     """Runs jobs on a thread that lives while there are any.
 
@@ -82,6 +95,7 @@ class Scheduler:
         rows: int,
         threads: int | None,
         room: Callable[[int, int], bool],
+        speculate: bool = False,
     ) -> None:
         self._program = program
         self._vocabulary = vocabulary
@@ -94,6 +108,11 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._rows: list[Row] = []
         self._sampler: Sampler | None = None
+        self._leaving = False
+        self.acceptance = Acceptance()
+        self._speculate = speculate
+        self._speculation: Speculation | None = None
+        _all.add(self)
         self.steps = 0
         """Steps computed since the engine was made; for benchmarks and tests."""
 
@@ -112,6 +131,14 @@ class Scheduler:
         """What the cache holds of memory now."""
         return self._cache.bytes
 
+    def stop(self) -> None:
+        """End the thread after its step, whatever is under way."""
+        with self._lock:
+            self._leaving = True
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
     def close(self) -> None:
         """Let go of the cache once nothing runs (whoever calls has cancelled everything)."""
         with self._lock:
@@ -128,7 +155,7 @@ class Scheduler:
         with torch.inference_mode():
             while True:
                 with self._lock:
-                    if not self._jobs and not self._rows:
+                    if self._leaving or not (self._jobs or self._rows):
                         self._thread = None
                         return
                 try:
@@ -228,6 +255,7 @@ class Scheduler:
         fixed = job.request.reproducible or any(row.job.request.reproducible for row in self._rows)
         cache.reserve(self._bucket(first + len(rows), fixed), self._tokens_to_reserve(rows))
         hidden_ND = torch.empty(0)
+        self._speculation = self._may_speculate(rows)
         for start in range(0, len(ids), PREFILL_CHUNK):
             if job.handle.cancelled:
                 return False
@@ -236,6 +264,8 @@ class Scheduler:
             positions_BT = torch.arange(start, start + len(part), device=self._program.device)
             cache.prefill(first, start, len(part))
             hidden_ND = self._program.hidden(ids_BT, positions_BT[None], cache)
+            if self._speculation is not None:
+                self._speculation.observe(start, hidden_ND)
             if len(ids) >= PREFILL_CHUNK:
                 job.handle.emit(PrefillProgress(start + len(part), len(ids)))
         for row in rows:
@@ -275,6 +305,10 @@ class Scheduler:
         rows = self._rows
         if not rows:
             return
+        if self._speculation is not None:
+            if len(rows) == 1 and self._speculated(rows[0]):
+                return
+            self._speculation = None
         fixed = any(row.job.request.reproducible for row in rows)
         bucket = self._bucket(len(rows), fixed)
         longest = max(row.stored for row in rows)
@@ -292,6 +326,27 @@ class Scheduler:
         if self._sampler is None:
             self._sampler = Sampler(self._parameters(rows), device, self._vocabulary.size)
         self._draw(rows, self._sampler, logits_BV)
+
+    def _may_speculate(self, rows: list[Row]) -> Speculation | None:
+        alone = self._speculate and len(rows) == 1 and not self._rows
+        program = self._program
+        if alone and isinstance(program, NetworkProgram) and Speculation.suits(rows[0]):
+            return Speculation(program, self.acceptance)
+        return None
+
+    def _speculated(self, row: Row) -> bool:
+        """Compute one step of a lone row with a guess; False if it has to be done plainly.
+
+        Tokens that were forced stand in no guess: a row that has some goes on plainly to its end.
+        """
+        assert self._speculation is not None
+        if row.stored + 2 > row.most_tokens:
+            return False
+        if row.stored + 2 > self._cache.capacity:
+            self._cache.reserve(1, self._tokens_to_reserve([row]) + 1)
+        done = self._speculation.step(row, 0, self._cache)
+        self.steps += done
+        return done
 
     def _draw(self, rows: Sequence[Row], sampler: Sampler, logits_BV: torch.Tensor) -> None:
         """Give every row that is not being forced its next token."""
