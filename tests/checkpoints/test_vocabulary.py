@@ -290,3 +290,11 @@ def test_the_strings_are_the_same_for_the_same_seed():
     assert first != comparison_strings(300, seed=2, tags=["<t>"])
     assert 20 < sum("<t>" in text for text in first) < 90
     assert not any("\u3000" in text for text in comparison_strings(500, without="\u3000"))
+
+
+@pytest.mark.timeout(60)
+def test_a_vocabulary_may_be_closed_at_once(tmp_path, trained):
+    path = vocabulary_gguf(folder_vocabulary(write_folder(tmp_path, trained)), tmp_path / "v.gguf")
+    for _ in range(5):
+        with open_llama_tokenizer(path):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,3 +83,45 @@ def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
     assert text.startswith("forethought: "), text
     assert text.count("\n") == 1, text
     return text
+
+
+# -- checkpoints, for the torch engine and the conversions
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Folders of a small Qwen3 and a small DeepSeek-V3, with transformers' own models."""
+    from checkpoints import tiny_checkpoints
+
+    root = tmp_path_factory.mktemp("made")
+    return {
+        name: (root / name, tiny_checkpoints.make(name, root / name, max_position_embeddings=4096))
+        for name in ("qwen3", "deepseek_v3")
+    }
+
+
+@pytest.fixture
+def qwen3(made: dict[str, tuple[Path, Any]]) -> Path:
+    return made["qwen3"][0]
+
+
+@pytest.fixture
+def deepseek(made: dict[str, tuple[Path, Any]]) -> Path:
+    return made["deepseek_v3"][0]
+
+
+@pytest.fixture
+def damaged(qwen3: Path, tmp_path: Path) -> Path:
+    """A copy of the Qwen3, for a test to damage."""
+    return shutil.copytree(qwen3, tmp_path / "damaged")
+
+
+@pytest.fixture
+def no_extra(tmp_path: Path) -> dict[str, str]:
+    """Variables of a process in which the extra ``train`` is not installed."""
+    site = tmp_path / "no-extra"
+    site.mkdir()
+    names = ("torch", "numpy", "safetensors", "tokenizers", "gguf")
+    # None in sys.modules is what both import and find_spec take for "not there"
+    (site / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({names})\n")
+    return {"PYTHONPATH": os.pathsep.join([str(site), str(SRC)])}

@@ -55,6 +55,9 @@ def test_n_samples_from_a_server(cli: Cli) -> None:
         ("--ctx", "100"),
         ("--gpu-layers", "3"),
         ("--lora", "x.gguf"),
+        ("--device", "cpu"),
+        ("--dtype", "bfloat16"),
+        ("--speculate", "--temperature", "0"),
     ],
 )
 def test_limits_of_servers_are_said(cli: Cli, options: tuple[str, ...]) -> None:
@@ -92,9 +95,9 @@ def test_a_server_that_sends_html(cli: Cli) -> None:
         assert b"<script>" not in done.stderr + done.stdout
 
 
-def test_a_folder_needs_the_torch_engine(cli: Cli, tmp_path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    done = cli(*ASK, "-m", str(tmp_path))
-    assert done.returncode == 2
-    assert b"torch" in done.stderr
-    assert done.stderr.count(b"\n") == 1
+def test_what_one_wants_of_local_models_does_not_get_in_the_way(cli: Cli) -> None:
+    with OpenAIServer(stream(fields(["t"], ["Yes."]))) as server:
+        variables = {"FORETHOUGHT_DEVICE": "cpu", "FORETHOUGHT_DTYPE": "int8"}
+        done = cli(*ASK, "-m", f"{server.base_url}#m", FORETHOUGHT_SPECULATE="1", **variables)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == b"Yes.\n"

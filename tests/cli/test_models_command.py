@@ -107,8 +107,9 @@ def test_doctor_reports_and_passes(cli: Cli) -> None:
     report = json.loads(done.stdout)
     assert report["ok"]
     versions = {check["name"]: check for check in report["versions"]}
-    for name in ("python", "xllamacpp", "jinja2", "httpx", "huggingface_hub", "prompt_toolkit",
-                 "rich", "typer", "torch", "sqlite"):  # fmt: skip
+    for name in ("python", "xllamacpp", "jinja2", "httpx", "huggingface_hub", "rich",
+                 "prompt_toolkit", "typer", "torch", "safetensors", "tokenizers", "gguf",
+                 "sqlite"):  # fmt: skip
         assert set(versions[name]) == {"name", "version", "floor", "ok", "note"}
     assert report["machine"]["cpu_cores"] >= 1
     assert report["machine"]["memory_bytes"] > 1 << 28

@@ -44,8 +44,8 @@ def test_the_version_is_there_at_once(home: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
-    ["", "ask", "chat", "models", "models list", "models pull", "models show", "models rm",
-     "paths", "doctor"],
+    ["", "ask", "chat", "models", "models list", "models pull", "models show", "models export",
+     "models rm", "paths", "doctor"],
 )  # fmt: skip
 def test_the_help_is_there_at_once(command: str, home: Path) -> None:
     assert median_seconds([*command.split(), "--help"], home, 0.300) <= 0.300

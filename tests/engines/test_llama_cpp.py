@@ -572,7 +572,9 @@ def test_load_refuses_what_cannot_be(scripted_path: Path) -> None:
         ({"context": 0}, "--ctx"),
         ({"threads": 0}, "--threads"),
         ({"gpu_layers": -1}, "--gpu-layers"),
-        ({"engine": "torch"}, "torch"),
+        ({"device": "cpu"}, "--device is not possible with llama.cpp"),
+        ({"dtype": "int8"}, "--dtype is not possible with llama.cpp"),
+        ({"speculate": True}, "--speculate is not possible with llama.cpp"),
         ({"engine": "remote"}, "needs the URL"),
         ({"engine": "vllm"}, "no engine"),
     ):

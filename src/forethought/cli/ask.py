@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
 _LOGPROBS = ("sampling", "raw")
 
-LOCAL = ("context", "threads", "gpu_layers")
-"""Settings of a model on this machine. A server takes none of them."""
+LOCAL = ("context", "threads", "gpu_layers", "device", "dtype", "speculate")
+"""Settings of a model on this machine. Each engine takes some of them, a server none."""
+_TAKEN = {
+    "llama.cpp": ("context", "threads", "gpu_layers"),
+    "torch": ("context", "threads", "device", "dtype", "speculate"),
+    "remote": (),
+}
 
 
 class Asked(NamedTuple):
@@ -69,6 +74,9 @@ def ask(
     ctx: options.Context = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    speculate: options.Speculate = None,
     lora: options.Lora = None,
     max_thought: options.MaxThought = None,
     min_thought: options.MinThought = None,
@@ -145,6 +153,9 @@ def ask(
         "context": ctx,
         "threads": threads,
         "gpu_layers": gpu_layers,
+        "device": device,
+        "dtype": dtype,
+        "speculate": speculate,
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -222,16 +233,21 @@ def _check(settings: Settings, asked: Asked) -> None:
     )
     if asked.raw_prompt:
         require(not asked.as_json, "--raw-prompt prints the prompt alone: leave out --json.")
-    check_engine(settings)
+    check_engine(settings, samples=asked.n)
 
 
-def check_engine(settings: Settings) -> None:
-    """Refuse an engine that this installation does not have."""
-    if settings.text("engine") == "torch":
-        raise UserError(
-            "--engine torch: the torch engine arrives with the extra train "
-            "(uv tool install 'forethought[train]'). Use a GGUF model with llama.cpp."
+def check_engine(settings: Settings, *, samples: int = 1) -> None:
+    """Refuse an engine that this installation does not have, and what it cannot do."""
+    if settings.switch("speculate") and settings.source("speculate") == "--speculate":
+        require(samples == 1, f"--speculate works on one sample, not on {samples}: leave out -n.")
+        require(
+            settings.number("temperature") == 0,
+            "--speculate gives greedy text, the likeliest token every time: add --temperature 0.",
         )
+    if settings.text("engine") == "torch":
+        from forethought.engines.load import require_torch
+
+        require_torch()
 
 
 def ask_options(settings: Settings) -> AskOptions:
@@ -252,7 +268,7 @@ def ask_options(settings: Settings) -> AskOptions:
     return given
 
 
-def open_model(settings: Settings, *, lora: str | None, slots: int, yes: bool) -> Loading:
+def open_model(settings: Settings, *, lora: str | None, slots: int, yes: bool) -> Loading[Model]:
     """Begin to load the model of the settings, which is downloaded first where that is allowed."""
     from forethought.checkpoints.resolve import resolve
     from forethought.cli.fetching import permission
@@ -274,9 +290,12 @@ def open_model(settings: Settings, *, lora: str | None, slots: int, yes: bool) -
         lambda: load(
             name,
             engine=settings.text("engine") or "auto",  # type: ignore[arg-type]  # of the table
-            context=local["context"],
-            threads=local["threads"],
-            gpu_layers=local["gpu_layers"],
+            context=local.integer("context"),
+            threads=local.integer("threads"),
+            gpu_layers=local.integer("gpu_layers"),
+            device=local.text("device"),
+            dtype=local.text("dtype"),
+            speculate=local.switch("speculate"),
             lora=adapter,
             slots=slots,
             reproducible=settings.switch("reproducible"),
@@ -286,27 +305,57 @@ def open_model(settings: Settings, *, lora: str | None, slots: int, yes: bool) -
     )
 
 
-def is_server(name: str) -> bool:
-    """Whether ``name`` is the address of a server."""
-    from forethought.checkpoints.resolve import ServerReference, parse_reference
+def engine_of(name: str, engine: str | None) -> str:
+    """The engine that opens ``name``: what was asked for, or what `auto` comes to."""
+    from forethought.checkpoints.resolve import LocalFolder, ServerReference, parse_reference
 
-    return isinstance(parse_reference(name), ServerReference)
+    reference = parse_reference(name)
+    if isinstance(reference, ServerReference):
+        return "remote"
+    if engine == "torch" or isinstance(reference, LocalFolder):
+        return "torch"
+    return "llama.cpp"
 
 
-def _local_options(settings: Settings, name: str) -> dict[str, int | None]:
-    """The LOCAL settings. For a server only what came by flag is an error; the file and the
-    variables hold what one wants of the models here, and do not get in the way.
+def not_taken(engine: str) -> tuple[str, ...]:
+    """Those of the LOCAL settings that this engine does not know."""
+    return tuple(name for name in LOCAL if name not in _TAKEN[engine])
+
+
+def _local_options(settings: Settings, name: str) -> Settings:
+    """The LOCAL settings as the engine of this model takes them. What it does not know is an error
+    only where it came by flag; the file and the variables hold what one wants of other models, and
+    do not get in the way.
     """
-    if not is_server(name):
-        return {key: settings.integer(key) for key in LOCAL}
-    for key in LOCAL:
+    engine = engine_of(name, settings.text("engine"))
+    whose = {
+        "remote": f"the server {name}: it belongs to whoever runs the model",
+        "torch": "the torch engine",
+        "llama.cpp": "llama.cpp, only with --engine torch",
+    }
+    for key in not_taken(engine):
         flag = BY_NAME[key].flag
         require(
-            settings.source(key) != flag,
-            f"{flag} is not possible with the server {name}: it belongs to whoever runs the "
-            "model; leave it out.",
+            settings.source(key) != flag or settings.is_off(key),
+            f"{flag} is not possible with {whose[engine]}; leave it out.",
         )
-    return dict.fromkeys(LOCAL)
+    unknown = not_taken(engine)
+    wanted = settings.switch("speculate") and settings.source("speculate") != "--speculate"
+    if wanted and not has_mtp(name):
+        unknown += ("speculate",)
+    return settings.without(unknown)
+
+
+def has_mtp(name: str) -> bool:
+    """Whether the model brings an MTP module; only a folder can."""
+    from forethought.checkpoints.resolve import LocalFolder, parse_reference
+
+    reference = parse_reference(name)
+    if not isinstance(reference, LocalFolder):
+        return False
+    from forethought.checkpoints.hf_config import read_config
+
+    return bool(getattr(read_config(reference.path), "num_nextn_predict_layers", 0))
 
 
 def _report(line: str) -> None:
@@ -352,7 +401,7 @@ def _answer(
     if asked.as_json:
         _print_json(model, samples, request.prompt.ids, asked)
     else:
-        _last_line(display, samples)
+        _last_line(display, samples, getattr(model.engine, "acceptance", None))
     return 130 if interrupt.happened else 0
 
 
@@ -366,11 +415,12 @@ def _shown(display: Any, handle: Handle) -> list[Sample]:
     return samples
 
 
-def _last_line(display: Any, samples: Sequence[Sample]) -> None:
+def _last_line(display: Any, samples: Sequence[Sample], accepted: float | None) -> None:
     from forethought.cli.display import summary_of
 
     if samples:
-        display.note(summary_of(list(samples)))
+        drafts = "" if accepted is None else f" · {accepted:.0%} of drafts accepted"
+        display.note(summary_of(list(samples)) + drafts)
     if any(sample.thought_end == "cut" and sample.stop_reason == "length" for sample in samples):
         display.note(
             "The tokens ran out inside the thought: raise --max-tokens, or lower --max-thought."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from forethought.cli import options
-from forethought.cli.ask import LOCAL, ask_options, check_engine, is_server, open_model
+from forethought.cli.ask import ask_options, check_engine, engine_of, has_mtp, not_taken, open_model
 from forethought.cli.settings import (
     MAX_SEED,
     Value,
@@ -32,6 +32,9 @@ def chat(
     ctx: options.Context = None,
     threads: options.Threads = None,
     gpu_layers: options.GpuLayers = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    speculate: options.Speculate = None,
     lora: options.Lora = None,
     system: options.System = None,
     template: options.Template = None,
@@ -63,6 +66,9 @@ def chat(
         "context": ctx,
         "threads": threads,
         "gpu_layers": gpu_layers,
+        "device": device,
+        "dtype": dtype,
+        "speculate": speculate,
         "system": system,
         "template": template,
         "max_thought": max_thought,
@@ -106,11 +112,12 @@ def run(flags: dict[str, Value], *, seed: int | None, lora: str | None, yes: boo
 
 
 def _open_other(name: str, flags: dict[str, Value], *, yes: bool) -> Model:
-    mine = {**flags, "model": name}
-    if is_server(name):
-        # those flags were for the model that the chat began with
-        mine |= dict.fromkeys(LOCAL)
-    return open_model(load_settings(mine), lora=None, slots=1, yes=yes).wait()
+    settings = load_settings({**flags, "model": name})
+    # flags that this engine does not know were for the model that the chat began with
+    unknown = not_taken(engine_of(name, settings.text("engine")))
+    if settings.switch("speculate") and not has_mtp(name):
+        unknown += ("speculate",)
+    return open_model(settings.without(unknown), lora=None, slots=1, yes=yes).wait()
 
 
 def _converse(session: ChatSession, *, interactive: bool) -> int:

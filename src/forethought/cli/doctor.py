@@ -39,7 +39,12 @@ FLOORS: tuple[Floor, ...] = (
     Floor("typer", "0.20", True, "the interface the command line uses"),
     Floor("rich", "14", True, "the interface the tables use"),
     Floor("prompt_toolkit", "3.0.50", True, "the interface the chat uses"),
+    Floor("pydantic", "2.11", True, "the interface the configurations use"),
     Floor("torch", "2.11", False, "earlier ones are not tested"),
+    Floor("numpy", "2", False, "earlier ones are not tested"),
+    Floor("safetensors", "0.6", False, "earlier ones are not tested"),
+    Floor("tokenizers", "0.22", False, "earlier ones are not tested"),
+    Floor("gguf", "0.17", False, "earlier ones are not tested"),
     Floor("transformers", "5.3", False, "earlier ones load hostile checkpoints unsafely"),
     Floor("ray", None, False, "reported only"),
 )

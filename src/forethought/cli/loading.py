@@ -10,22 +10,28 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from forethought.engines.model import Model
 
+class Closable(Protocol):
+    """What is loaded: a model, or a tokenizer of llama.cpp."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+T = TypeVar("T", bound=Closable)
 
 LOADER = "forethought-load"
 """The name of the thread that loads."""
 
 
-class Loading:
+class Loading(Generic[T]):
     """Runs ``load`` at once; :meth:`wait` gives the model, or raises what loading raised."""
 
-    def __init__(self, load: Callable[[], Model]) -> None:
+    def __init__(self, load: Callable[[], T]) -> None:
         self._load = load
-        self._model: Model | None = None
+        self._model: T | None = None
         self._error: BaseException | None = None
         self._abandoned = False
         self._lock = threading.Lock()
@@ -53,7 +59,7 @@ class Loading:
         if model is not None:
             model.close()
 
-    def wait(self) -> Model:
+    def wait(self) -> T:
         """The model. Ctrl-C comes through, and abandons it."""
         try:
             self._thread.join()

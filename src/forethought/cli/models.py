@@ -18,6 +18,7 @@ from forethought.cli.terminal import (
     is_terminal,
     note,
     print_json,
+    require,
     size,
 )
 from forethought.cli.terminal import show as show_text
@@ -41,7 +42,10 @@ models = typer.Typer(
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A catalogue name, a GGUF file, or hf://org/repo[:file]."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A catalogue name, a GGUF file, a Hugging Face folder, or hf://org/repo[:file].",
+    ),
 ]
 Ctx = Annotated[
     int | None,
@@ -77,9 +81,73 @@ def pull(
 
 
 @models.command("show", cls=PlainCommand)
-def show(name: Name, ctx: Ctx = None, as_json: options.AsJson = False) -> Callable[[], int]:
+def show(
+    name: Name,
+    ctx: Ctx = None,
+    params: Annotated[
+        bool,
+        typer.Option(
+            "--params",
+            help="Show its network instead: shape, parameters, cache, memory, GGUF sizes.",
+        ),
+    ] = False,
+    as_json: options.AsJson = False,
+) -> Callable[[], int]:
     """Show everything known about one model, without loading it."""
-    return lambda: _show(name, ctx, as_json=as_json)
+    return lambda: _show(name, ctx, params=params, as_json=as_json)
+
+
+@models.command("export", cls=PlainCommand)
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A Hugging Face folder, a GGUF file, or the name of an installed model.",
+        ),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A new file that ends in .gguf, or else a new folder."
+        ),
+    ],
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            help="How a GGUF holds the weights (default: f16).",
+            metavar="f32|f16|bf16|q8_0|q4_0|q5_0",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="How a folder holds the weights (default: as the GGUF does, quantised ones as "
+            "float32).",
+            metavar="float32|bfloat16|float16",
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> Callable[[], int]:
+    """Convert a Hugging Face folder to a GGUF file, or a GGUF file to a folder.
+
+    \b
+      forethought models export ./my-model my-model.gguf --quantize q8_0
+      forethought models export my-model.gguf ./my-model
+
+    A GGUF is checked against llama.cpp's own tokenizer first, and what llama.cpp would compute
+    otherwise is refused. The target gets its name when it is whole. Needs the extra train.
+    """
+
+    def convert() -> int:
+        from forethought.cli.export import run
+
+        _prepare()
+        return run(source, target, quantize, dtype, as_json=as_json)
+
+    return convert
 
 
 @models.command("rm", cls=PlainCommand)
@@ -265,26 +333,43 @@ def _draw_table(head: list[str], cells: list[list[str]]) -> None:
 
 # -- show
 
+_HIDDEN = ("size_bytes", "memory_bytes", "memory_dtype", "context")
+"""What other lines of the table say better."""
 
-def _show(name: str, ctx: int | None, *, as_json: bool) -> int:
+
+def _show(name: str, ctx: int | None, *, params: bool, as_json: bool) -> int:
     from forethought.cli.on_disk import where_is
 
     _prepare()
     context = _context(ctx)
     place = where_is(name)
     row = _described(name, place)
+    if params:
+        from forethought.cli.network import show_params
+
+        if place["path"] is None:
+            raise UserError(place["note"])
+        require(ctx is None, "--params is for every context: leave out --ctx.")
+        return show_params(row["name"], Path(place["path"]), as_json=as_json)
     if place["path"] is not None:
-        row |= header_facts(place["path"], context) | {"context": context}
+        path = Path(place["path"])
+        if path.is_dir():
+            from forethought.cli.network import folder_facts
+
+            row |= folder_facts(path, context) | {"context": context}
+        else:
+            row |= header_facts(path, context) | {"context": context}
     if as_json:
         _print_json(row)
         return 0
     if row["installed"]:
-        row["memory"] = f"{size(row['memory_bytes'])} at a context of {context} tokens"
+        kind = f" as {row['memory_dtype']}" if "memory_dtype" in row else ""
+        row["memory"] = f"{size(row['memory_bytes'])}{kind} at a context of {context} tokens"
         row["size"] = size(row["size_bytes"])
     lines = [
         [key.replace("_", " "), _shown(value)]
         for key, value in row.items()
-        if value not in (None, [], "") and key not in ("size_bytes", "memory_bytes", "context")
+        if value not in (None, [], "") and key not in _HIDDEN
     ]
     show_text(columns(lines))
     return 0

@@ -28,6 +28,10 @@ def where_is(name: str) -> dict[str, Any]:
         place["note"] = f"a server at {found.url}"
         return place
     place |= {"name": found.name, "path": str(found.path)}
+    if found.kind == "folder":
+        place["size_bytes"] = sum(
+            item.stat().st_size for item in found.path.iterdir() if item.is_file()
+        )
     if found.kind == "file":
         place["size_bytes"] = found.path.stat().st_size
         for item in store.list_installed():

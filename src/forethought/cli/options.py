@@ -38,6 +38,27 @@ GpuLayers = Annotated[
     int | None,
     typer.Option("--gpu-layers", help=about("gpu_layers"), metavar="N", rich_help_panel=MODEL),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help=about("device"), metavar="cpu|cuda|cuda:N", rich_help_panel=MODEL
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help=about("dtype"), metavar="float32|bfloat16|int8", rich_help_panel=MODEL
+    ),
+]
+Speculate = Annotated[
+    bool | None,
+    typer.Option(
+        "--speculate/--no-speculate",
+        help=about("speculate"),
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
 Lora = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ unknown variables, and the bounds of every value come from it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,8 @@ MAX_THREADS = 512
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting. ``flag`` is None where no option sets it, ``in_file`` False where the file may
-    not (what decides where the file is). Bounds are inclusive unless ``above`` is given.
+    not (what decides where the file is). Bounds are inclusive unless ``above`` is given. A text
+    with a ``pattern`` (a regular expression) says in ``placeholder`` what that looks like.
 
     Secrets (``secret``) are never printed.
     """
@@ -43,6 +44,7 @@ class Setting:
     flag: str | None = None
     in_file: bool = True
     choices: tuple[str, ...] = ()
+    pattern: str = ""
     low: float | None = None
     above: float | None = None
     high: float | None = None
@@ -61,8 +63,8 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "model",
         "text",
-        "The model: a catalogue name, a GGUF file, hf://org/repo[:file], or a server "
-        "(http://127.0.0.1:1234/v1#model).",
+        "The model: a catalogue name, a GGUF file, a Hugging Face folder, hf://org/repo[:file], "
+        "or a server (http://127.0.0.1:1234/v1#model).",
         default=DEFAULT_MODEL,
         flag="--model",
     ),
@@ -86,7 +88,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "threads",
         "integer",
-        "CPU threads (default: measured once, then remembered).",
+        "CPU threads (default: measured once, then remembered; on the torch engine one a core).",
         flag="--threads",
         low=1,
         high=MAX_THREADS,
@@ -94,10 +96,33 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "gpu_layers",
         "integer",
-        "Layers to keep on the GPU.",
+        "Layers to keep on the GPU (llama.cpp).",
         flag="--gpu-layers",
         low=0,
         high=LARGEST,
+    ),
+    Setting(
+        "device",
+        "text",
+        "Where the torch engine computes (default: CUDA where there is a GPU, else the CPU).",
+        flag="--device",
+        pattern=r"cpu|cuda(:\d{1,4})?",
+        placeholder="cpu, cuda, cuda:N",
+    ),
+    Setting(
+        "dtype",
+        "text",
+        "What the torch engine computes in (default: float32 on a CPU, bfloat16 on CUDA).",
+        flag="--dtype",
+        choices=("float32", "bfloat16", "int8"),
+    ),
+    Setting(
+        "speculate",
+        "switch",
+        "The model's MTP module drafts and the model checks: the same greedy text, one sample "
+        "(torch).",
+        default=False,
+        flag="--speculate",
     ),
     Setting(
         "temperature",
@@ -171,7 +196,7 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         "reproducible",
         "switch",
-        "The same request gives the same tokens whatever else runs; long prompts take longer.",
+        "The same request gives the same tokens whatever else runs; slower.",
         default=False,
         flag="--reproducible",
     ),
@@ -236,6 +261,15 @@ class Settings:
     def switch(self, name: str) -> bool:
         """A switch."""
         return bool(self._values[name])
+
+    def is_off(self, name: str) -> bool:
+        """Whether the value stands for nothing: not set, or a switch that is off."""
+        return self._values[name] is None or self._values[name] is False
+
+    def without(self, names: Iterable[str]) -> Settings:
+        """These settings, with those of ``names`` as if nobody had set them."""
+        mine = {name: BY_NAME[name].default for name in names}
+        return Settings(self._values | mine, self._sources | dict.fromkeys(mine, "default"))
 
     def source(self, name: str) -> str:
         """Where the value came from: ``--flag``, a variable's name, the file, or ``default``."""
@@ -311,7 +345,8 @@ def variables_table() -> list[dict[str, str]]:
             "variable": setting.variable,
             "key": setting.name if setting.in_file else "",
             "flag": setting.flag or "",
-            "kind": " | ".join(setting.choices) or setting.kind,
+            "kind": " | ".join(setting.choices)
+            or (setting.placeholder.replace(", ", " | ") if setting.pattern else setting.kind),
             "default": "" if setting.default is None else str(setting.default).lower(),
             "help": setting.help,
         }
@@ -386,6 +421,10 @@ def _checked(setting: Setting, value: object, where: str) -> Value:
         fits = False
     if fits and setting.choices:
         fits = value in setting.choices
+    if fits and setting.pattern:
+        import re
+
+        fits = re.fullmatch(setting.pattern, str(value), re.ASCII) is not None
     if fits and isinstance(value, int | float) and not isinstance(value, bool):
         fits = (
             # NaN compares false with everything, so each bound is asked the positive way round
@@ -406,6 +445,8 @@ def _checked(setting: Setting, value: object, where: str) -> Value:
 def _wanted(setting: Setting) -> str:
     if setting.choices:
         return "one of " + ", ".join(setting.choices)
+    if setting.pattern:
+        return "one of " + setting.placeholder
     if setting.kind == "switch":
         return "true or false"
     if setting.kind == "text":

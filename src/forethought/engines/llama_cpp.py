@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from forethought.dialogue.tags import ThinkTags
 from forethought.engines.handle import StreamHandle
@@ -84,6 +85,11 @@ class LlamaCppEngine:
     def context_length(self) -> int:
         """Tokens one sample may hold at most, prompt included (a reload may be needed)."""
         return self._options.most_context
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file."""
+        return self._options.path
 
     @property
     def server(self) -> LlamaServer:

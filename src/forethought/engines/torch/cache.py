@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from forethought.models.attention import causal_attention
 
-BLOCK = 64
+BLOCK = 32
 """Tokens by which the looked-at length grows; a multiple of every kernel's vector width."""
 
 

@@ -22,9 +22,10 @@ from forethought.engines.limits import RequestChecker, with_tag_ids
 from forethought.engines.machine import available_memory
 from forethought.engines.protocol import Capabilities, Request
 from forethought.engines.torch.kernels import Precision
-from forethought.engines.torch.programs import make_program
+from forethought.engines.torch.programs import Program, make_program
 from forethought.engines.torch.sampler import check_sampling
 from forethought.engines.torch.scheduler import Job, Scheduler, Vocabulary, raise_error
+from forethought.errors import ModelError
 from forethought.models.causal_lm import CausalLM
 
 MOST_ROWS = 64
@@ -124,6 +125,11 @@ class TorchEngine:
         return self._options.most_context
 
     @property
+    def program(self) -> Program:
+        """The network as it is computed, for benchmarks and whoever scores text."""
+        return self._program
+
+    @property
     def steps(self) -> int:
         """Decode steps computed so far, prompts not counted; for benchmarks."""
         return self._scheduler.steps
@@ -143,7 +149,10 @@ class TorchEngine:
     # -- asking
 
     def submit(self, request: Request) -> StreamHandle:
-        """Start a request. Raises UserError for what does not fit, before anything is computed."""
+        """Start a request. Raises UserError for what does not fit, before anything is computed;
+        ModelError after :meth:`close`."""
+        if self._closed:
+            raise ModelError("the model was closed; load it again to ask it something.")
         seed = self._checker.seed(request)
         check_sampling(request.sampling)
         limits = self._checker.limits(request, self._options.most_context, self._default_tokens)

@@ -19,7 +19,13 @@ from torch import nn
 
 from forethought.checkpoints.network_config import DenseConfig
 from forethought.engines.torch.cache import RowCache
-from forethought.engines.torch.kernels import Kernel, Precision, make_kernel, quantize_rows
+from forethought.engines.torch.kernels import (
+    Kernel,
+    Precision,
+    make_kernel,
+    make_pair,
+    quantize_rows,
+)
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.dense import DenseAttention, DenseLayer, DenseLM
@@ -133,13 +139,12 @@ class _Layer:
 
     __slots__ = (
         "down",
-        "gate",
         "head_norms",
+        "inner",
         "input_norm",
         "output",
         "post_norm",
         "projections",
-        "up",
     )
 
     def __init__(self, layer: DenseLayer, config: DenseConfig, precision: Precision) -> None:
@@ -163,8 +168,12 @@ class _Layer:
             )
         self.projections = make_kernel(torch.cat(parts), bias, precision)
         self.output = make_kernel(attention.o_proj.weight, attention.o_proj.bias, precision)
-        self.gate = make_kernel(mlp.gate_proj.weight, mlp.gate_proj.bias, precision)
-        self.up = make_kernel(mlp.up_proj.weight, mlp.up_proj.bias, precision)
+        self.inner = make_pair(
+            mlp.gate_proj.weight.detach(),
+            mlp.up_proj.weight.detach(),
+            (mlp.gate_proj.bias.detach(), mlp.up_proj.bias.detach()) if config.mlp_bias else None,
+            precision,
+        )
         self.down = make_kernel(mlp.down_proj.weight, mlp.down_proj.bias, precision)
         assert isinstance(layer.input_layernorm, RMSNorm)
         assert isinstance(layer.post_attention_layernorm, RMSNorm)
@@ -248,8 +257,7 @@ class DenseProgram:
             )
             x_ND = layer.output.plus(out_ND, x_ND)
             normed_ND = F.rms_norm(x_ND, shape, layer.post_norm, eps)
-            inner_NF = layer.up.times(normed_ND, layer.gate.swish(normed_ND))
-            x_ND = layer.down.plus(inner_NF, x_ND)
+            x_ND = layer.down.plus(layer.inner(normed_ND), x_ND)
         return F.rms_norm(x_ND, shape, self._norm, eps)
 
     def _turns(self, positions_N: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,8 @@ class Row:
         self._ends = vocabulary.ends
         self._asked = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in request.prefix_ids:  # they may end inside a character
+            self._decoder.decode(self._pieces[token])
         self._advance()
 
     @property
@@ -103,13 +105,25 @@ class Row:
                 sample.done = sample.done or "stop"
         else:
             sample.add(token, logprob, self._decoder.decode(self._pieces[token]))
-            if sample.undo_early_close():
-                self._decoder.reset()
+            if sample.settled and sample.done is None:
+                self._take_back_close()
         self._advance()
 
+    def _take_back_close(self) -> None:
+        """Think on after a closing tag that came too early; the cache forgets all of the tag."""
+        before = list(self.sample.ids)
+        self.sample.undo_early_close()
+        self._decoder.reset()
+        pairs = zip(before, self.sample.ids, strict=False)
+        kept = next((at for at, (old, new) in enumerate(pairs) if old != new), len(before))
+        self.stored = min(self.stored, len(self._prompt) + kept)
+
     def _advance(self) -> None:
-        """Close a thought whose budget is spent; forget what the cache holds of taken-back ids."""
+        """Close a thought whose budget is spent; the newest token is still to be computed."""
+        sampled = len(self.sample.ids)
         self.sample.enforce_limits()
+        if len(self.sample.ids) > sampled:
+            self._decoder.reset()  # a character that the close cut in two is not shown
         self.stored = min(self.stored, len(self._prompt) + len(self.sample.ids) - 1)
 
     def _flush(self) -> None:
