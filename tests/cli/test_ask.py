@@ -26,7 +26,7 @@ def local(path: Path) -> dict[str, str]:
 
 
 def test_the_answer_is_on_stdout_and_the_thought_on_stderr(ask: Cli) -> None:
-    done = ask(QUESTION, "--seed", "7")
+    done = ask(QUESTION, "--seed", "7", "--max-tokens", "200")
     assert done.returncode == 0, done.stderr
     thought = done.stderr.decode()
     assert thought.startswith("thinking:\n")
@@ -38,7 +38,7 @@ def test_the_answer_is_on_stdout_and_the_thought_on_stderr(ask: Cli) -> None:
     assert answer == answer.lstrip()
     assert "<think>" not in answer + thought
     assert "</think>" not in answer + thought
-    again = json.loads(ask(QUESTION, "--seed", "7", "--json").stdout)
+    again = json.loads(ask(QUESTION, "--seed", "7", "--max-tokens", "200", "--json").stdout)
     assert again["answer"].strip() == answer.strip()
 
 
@@ -134,7 +134,7 @@ def test_a_hidden_thought_is_not_shown(ask: Cli) -> None:
 
 
 def test_a_pipe_counts_the_answer_alone(home: Path, smollm2_path: Path) -> None:
-    command = f"{sys.executable} -m forethought ask '{QUESTION}' --seed 7"
+    command = f"{sys.executable} -m forethought ask '{QUESTION}' --seed 7 --max-tokens 200"
     variables = environment(home, **local(smollm2_path))
     answer = subprocess.run(command, shell=True, env=variables, capture_output=True).stdout  # noqa: S602
     counted = subprocess.run(  # noqa: S602

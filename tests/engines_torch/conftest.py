@@ -51,7 +51,7 @@ def tiny(tiny_folder: Callable[[str], Path]) -> Iterator[Callable[[str], Model]]
 
     def model(name: str) -> Model:
         if name not in loaded:
-            loaded[name] = ft.load(str(tiny_folder(name)), engine="torch", threads=1)
+            loaded[name] = ft.load(str(tiny_folder(name)), engine="torch", device="cpu", threads=1)
         return loaded[name]
 
     yield model
@@ -64,7 +64,7 @@ def scripted_torch(scripted_path: Path) -> Iterator[Model]:
     """The scripted model on the torch engine."""
     import forethought as ft
 
-    with ft.load(str(scripted_path), engine="torch", threads=1, context=512) as model:
+    with ft.load(str(scripted_path), engine="torch", device="cpu", threads=1, context=512) as model:
         yield model
 
 

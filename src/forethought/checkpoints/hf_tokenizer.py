@@ -74,11 +74,12 @@ class HFTokenizer:
         raw: bytes | None = None,
         table: Callable[[], Sequence[bytes]] | None = None,
         control: Iterable[int] | None = None,
+        size: int | None = None,
     ) -> None:
         """``definition``: a tokenizer.json, ``raw`` its bytes.
 
-        ``table``: the bytes by id, ``control``: the control tokens, where another file than the
-        definition says them.
+        ``table``: the bytes by id, ``control``: the control tokens, ``size``: one more than the
+        last id that is a token, where another file than the definition says them.
 
         Raises ModelError for a tokenizer that is no byte-level BPE or is damaged.
         """
@@ -86,6 +87,7 @@ class HFTokenizer:
         self._definition = definition
         self._where = where
         self._table = table or (lambda: _bytes_by_id(definition, where))
+        self._size = size
         self._added = added_tokens(definition, where)
         self._full = _open(raw or json.dumps(definition).encode(), where)
         found = {
@@ -129,6 +131,7 @@ class HFTokenizer:
             str(header.path),
             table=lambda: list(token_bytes(header)),
             control=[token.id for token in special_tokens(header) if token.control],
+            size=_used(header),
         )
 
     def encode(self, text: str, *, parse_special: bool) -> list[int]:
@@ -179,6 +182,11 @@ class HFTokenizer:
     def vocabulary(self) -> Sequence[bytes]:
         """The bytes of every id; its length is the size of the vocabulary."""
         return self._table()
+
+    @property
+    def size(self) -> int:
+        """One more than the last id that is a token; what follows is padding, never to be drawn."""
+        return len(self.vocabulary) if self._size is None else self._size
 
     def _share(self) -> tokenizers.Tokenizer:
         """The same merges without any added token: no second copy of the vocabulary."""
@@ -388,6 +396,16 @@ def gguf_tokenizer_json(header: GGUFHeader) -> dict[str, JSON]:
             "merges": usable,
         },
     }
+
+
+def _used(header: GGUFHeader) -> int:
+    """One more than the last id that is not marked as unused."""
+    types = header.items("tokenizer.ggml.token_type")
+    if types is None:
+        return len(header.items("tokenizer.ggml.tokens") or ())
+    return max(
+        (number + 1 for number, kind in enumerate(types.integers()) if kind != UNUSED), default=0
+    )
 
 
 def _gguf_vocabulary(header: GGUFHeader) -> tuple[list[str], list[int], list[tuple[str, str]]]:

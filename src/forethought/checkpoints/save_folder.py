@@ -258,10 +258,12 @@ def _sync(path: Path) -> None:
 
 def _publish(temporary: Path, target: Path) -> None:
     """Rename the finished folder; an empty folder of that name gives way."""
-    # mkdtemp gives a folder that only its owner can read.
+    # mkdtemp gives a folder, and safetensors files, that only their owner can read.
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o777 & ~umask)
+    for file in temporary.iterdir():
+        file.chmod(0o666 & ~umask)
     if os.name == "posix":
         _sync_folder(temporary)
     if target.is_dir():

@@ -41,7 +41,7 @@ def run(source: str, target: str, quantize: str | None, dtype: str | None, *, as
     found = _find(source)
     path = expand(target)
     _check_target(found, path, quantize, dtype)
-    require_torch()
+    require_torch("export")
     if found.is_folder:
         written = _to_gguf(found.path, path, quantize or DEFAULT_QUANTISATION)
     else:

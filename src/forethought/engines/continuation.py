@@ -7,6 +7,7 @@ builds the finished :class:`Sample`. It knows no engine.
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Callable, Sequence
 
@@ -71,10 +72,12 @@ class Continuation:
         self._sampled = 0
         self._early_close = False
         self._reader = self._new_reader()
+        # The engine goes on with a character that the prefix leaves unfinished, not the reader.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token, piece in zip(
             request.prefix_ids, tokenizer.pieces(request.prefix_ids), strict=True
         ):
-            for shown in self._reader.push(token, piece):
+            for shown in self._reader.feed((token,), decoder.decode(piece)):
                 if shown.side == "answer":
                     self._shown_answer.append(self._visible(shown.text))
                 else:

@@ -143,7 +143,7 @@ def _refuse(engine: str, options: Sequence[tuple[str, object]]) -> None:
             raise UserError(f"{option} is not possible with {engine}; leave it out.")
 
 
-def require_torch() -> None:
+def require_torch(what: str = "the torch engine") -> None:
     """Raise UserError with the install line where the extra `train` is missing."""
     from importlib.util import find_spec
 
@@ -152,7 +152,7 @@ def require_torch() -> None:
     ]
     if missing:
         raise UserError(
-            f"the torch engine needs {', '.join(missing)}, which the base install leaves out; "
+            f"{what} needs {', '.join(missing)}, which the base install leaves out; "
             "install them with: pip install 'forethought[train]'"
         )
 

@@ -75,7 +75,7 @@ class TorchEngine:
         self._tokenizer = tokenizer
         self._config: NetworkConfig = network.config
         self._tags = with_tag_ids(tags or ThinkTags(), tokenizer)
-        size = min(len(tokenizer.vocabulary), network.config.vocab_size)
+        size = min(tokenizer.size, network.config.vocab_size)
         self._checker = RequestChecker(options.name, tokenizer, size, self._tags)
         self._program = make_program(network, options.precision, share=options.share)
         vocabulary = Vocabulary(
@@ -141,10 +141,13 @@ class TorchEngine:
 
     def close(self) -> None:
         """Cancel what runs, and let go of the weights."""
+        if self._closed:
+            return
+        self._closed = True
         for handle in list(self._handles):
             handle.cancelled = True
-        self._closed = True
         self._scheduler.close()
+        del self._program
 
     # -- asking
 

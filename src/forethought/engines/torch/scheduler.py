@@ -146,6 +146,8 @@ class Scheduler:
         if thread is not None:
             thread.join()
         self._cache = RowCache(0)
+        self._sampler = self._speculation = None
+        del self._program
 
     # -- the thread
 
@@ -196,6 +198,7 @@ class Scheduler:
             except ForethoughtError as error:  # of this job alone
                 job.error = error
                 job.next_index = job.request.n
+                job.running = sum(row.job is job for row in self._rows)
                 if not job.running:
                     job.ended.set()
             # Whoever came later does not overtake.

@@ -48,7 +48,7 @@ def route(
     `group_limited_greedy` and `greedy` (V2): no bias. The weights are the chosen scores, divided by
     their sum where `norm_topk_prob` is set, times `routed_scaling_factor`.
     """
-    scores_NE = logits_NE.sigmoid() if scoring_func == "sigmoid" else logits_NE.softmax(dim=-1)
+    scores_NE = _sigmoid(logits_NE) if scoring_func == "sigmoid" else logits_NE.softmax(dim=-1)
     # The choice has no gradient; the weights are gathered from the scores, which have one.
     choice_NE = scores_NE.detach()
     if bias_E is not None:
@@ -63,6 +63,17 @@ def route(
     if norm_topk_prob:
         weights_NK = weights_NK / (weights_NK.sum(dim=-1, keepdim=True) + 1e-20)
     return Routing(indices_NK, weights_NK * routed_scaling_factor, scores_NE)
+
+
+def _sigmoid(logits_NE: torch.Tensor) -> torch.Tensor:
+    """The sigmoid, with the same bits for a token wherever it stands in the batch.
+
+    On a CPU torch computes what is left over of its vectors one by one, and rounds it differently.
+    """
+    experts = logits_NE.shape[1]
+    if logits_NE.device.type != "cpu" or experts % 32 == 0:
+        return logits_NE.sigmoid()
+    return F.pad(logits_NE, (0, -experts % 32)).sigmoid()[:, :experts]
 
 
 def _within_best_groups(
