@@ -3,7 +3,9 @@
     python benchmarks/cpu_sampling.py [--runs 5] [--threads 2]
 
 SmolLM2-135M (the GGUF of Q4_1; torch and transformers compute with its dequantised weights), 64 new
-tokens for each of n = 1, 4, 16 samples of one prompt. All take turns round by round in one process.
+tokens for each of n = 1, 4, 16 samples of one prompt. Each contender has a process of its own, as a
+user's program has, loaded once; they take turns round by round. (In one process their helper
+threads slow each other down: ours fell from 72 to 44 tokens/s at n = 1 beside a loaded llama.cpp.)
 
 - llama.cpp: ours beside the raw xllamacpp Server, same parameters and seeds; that both compute the
   same tokens is checked.
@@ -36,7 +38,6 @@ import torch.nn.functional as F
 import forethought as ft
 from _machine import describe, save
 from forethought.engines.llama_cpp import LlamaCppEngine
-from forethought.engines.torch.apart import apart
 from forethought.engines.torch.cache import RowCache
 from forethought.engines.torch.engine import TorchEngine
 from forethought.engines.torch.kernels import make_kernel
@@ -49,10 +50,23 @@ TEXT = HERE / "texts" / "lighthouse.txt"
 
 # SmolLM2-135M: width, inner width, layers, vocabulary, outputs of q, k and v together.
 D, INNER, LAYERS, VOCABULARY, QKV = 576, 1536, 30, 49152, 960
+PRECISIONS = ("float32", "bfloat16", "int8")
+PRODUCTS = ("F.linear", "transposed", "our kernels")
+KINDS = ("llama.cpp", "transformers", *PRECISIONS, "products")
+RATIOS = (
+    ("llama_ratio", "llama_raw", "llama_ours"),
+    ("greedy_ratio", "peer_greedy", "float32_greedy"),
+    ("sampled_ratio", "peer_sampled", "float32"),
+    ("share_transposed", "transposed", "float32_greedy"),
+    ("share_kernels", "our kernels", "float32_greedy"),
+    ("int8_ratio", "llama_raw", "int8"),
+)
+"""Name of each ratio, and whose seconds are divided by whose."""
+
 SHAPES = ((QKV, D), (D, D), (2 * INNER, D), (D, INNER))
 
 
-def raw_llama(native: Any, ids: tuple[int, ...], n: int, seed: int) -> tuple[float, str]:
+def raw_llama(native: Any, ids: tuple[int, ...], n: int, seed: int) -> dict[str, Any]:
     """Seconds and text of the raw server's Python API."""
     texts: dict[int, list[str]] = {}
 
@@ -76,71 +90,65 @@ def raw_llama(native: Any, ids: tuple[int, ...], n: int, seed: int) -> tuple[flo
         body["n_cmpl"] = n
     started = time.perf_counter()
     native.handle_completions(body, callback)
-    return time.perf_counter() - started, "".join(texts[0])
+    return {"s": time.perf_counter() - started, "text": "".join(texts[0])}
 
 
-def ours(
-    model: ft.Model, prompt: ft.Prompt, n: int, seed: int, **options: Any
-) -> tuple[float, list[ft.Sample]]:
-    """Seconds and samples of an engine, through the events a display consumes."""
+def ours(model: ft.Model, prompt: ft.Prompt, n: int, seed: int, **options: Any) -> dict[str, Any]:
+    """An engine, through the events that a display consumes."""
     started = time.perf_counter()
     handle = model.submit(prompt, n=n, seed=seed, max_tokens=NEW_TOKENS, **options)
     for _batch in handle.batches():
         pass
-    return time.perf_counter() - started, handle.wait()
-
-
-def complete(samples: list[ft.Sample]) -> bool:
-    """Whether no story ended early."""
-    return all(sample.usage.completion_tokens == NEW_TOKENS for sample in samples)
+    spent = time.perf_counter() - started
+    samples = handle.wait()
+    return {
+        "s": spent,
+        "text": samples[0].text,
+        "ids": samples[0].ids,
+        # whether no story ended early
+        "complete": all(sample.usage.completion_tokens == NEW_TOKENS for sample in samples),
+    }
 
 
 class Transformers:
-    """`generate` on the same weights, each call on a thread of its own: torch's helper threads end
-    with it, so that neither side runs beside the other's (see engines/torch/apart.py)."""
+    """`generate` of transformers on the same weights."""
 
     def __init__(self, gguf: Path, threads: int) -> None:
         import transformers
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        self._threads = threads
-        self.model = apart(
-            lambda: transformers.AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-            ).eval()
+        torch.set_num_threads(threads)
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        ).eval()
+
+    def __call__(self, ids: list[int], n: int, seed: int, sample: bool) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        prompt = torch.tensor([ids] * n)
+        drawing: dict[str, Any] = (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
+            if sample
+            else {"do_sample": False}
         )
-
-    def __call__(self, ids: tuple[int, ...], n: int, seed: int, sample: bool) -> tuple[float, Any]:
-        def generate() -> tuple[float, Any]:
-            torch.set_num_threads(self._threads)
-            torch.manual_seed(seed)
-            prompt = torch.tensor([ids] * n)
-            drawing: dict[str, Any] = (
-                {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
-                if sample
-                else {"do_sample": False}
+        started = time.perf_counter()
+        with torch.inference_mode():
+            out = self.model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=NEW_TOKENS,
+                pad_token_id=0,
+                **drawing,
             )
-            started = time.perf_counter()
-            with torch.inference_mode():
-                out = self.model.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=NEW_TOKENS,
-                    min_new_tokens=NEW_TOKENS,
-                    pad_token_id=0,
-                    **drawing,
-                )
-            return time.perf_counter() - started, out[0, len(ids) :].tolist()
-
-        return apart(generate)
+        return {"s": time.perf_counter() - started, "ids": out[0, len(ids) :].tolist()}
 
 
 class Products:
     """A step's matrix products and nothing else, on random weights of the same shapes."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        torch.set_num_threads(threads)
         shapes = [*(SHAPES * LAYERS), (VOCABULARY, D)]
         plain = [torch.randn(shape) for shape in shapes]
         transposed = [weight.t().contiguous() for weight in plain]
@@ -151,41 +159,123 @@ class Products:
         }
         self._widths = [shape[1] for shape in shapes]
 
-    def __call__(self, kind: str, n: int) -> float:
-        """Seconds of one step, best of a few."""
+    def __call__(self, kind: str, n: int) -> dict[str, float]:
+        """Seconds of NEW_TOKENS steps, by the best of a few."""
         products = self.kinds[kind]
-
-        def run() -> float:
-            torch.set_num_threads(self._threads)
-            inputs = {width: torch.randn(n, width) for width in (D, INNER)}
-            best = math.inf
-            with torch.inference_mode():
-                for _ in range(6):
-                    started = time.perf_counter()
-                    for product, width in zip(products, self._widths, strict=True):
-                        product(inputs[width])
-                    best = min(best, time.perf_counter() - started)
-            return best
-
-        return apart(run)
+        inputs = {width: torch.randn(n, width) for width in (D, INNER)}
+        best = math.inf
+        with torch.inference_mode():
+            for _ in range(6):
+                started = time.perf_counter()
+                for product, width in zip(products, self._widths, strict=True):
+                    product(inputs[width])
+                best = min(best, time.perf_counter() - started)
+        return {"s": best * NEW_TOKENS}
 
 
-def perplexity(model: ft.Model, ids: list[int]) -> float:
+def perplexity(model: ft.Model) -> dict[str, float]:
     """exp of the mean negative log-likelihood of the text's tokens after the first."""
     engine = model.engine
     assert isinstance(engine, TorchEngine)
+    # The text begins a document.
+    ids = [0, *engine.tokenizer.encode(TEXT.read_text(encoding="utf-8"), parse_special=False)]
     program = engine.program
+    cache = RowCache(program.layers)
+    cache.reserve(1, len(ids))
+    with torch.inference_mode():
+        cache.prefill(0, 0, len(ids))
+        hidden = program.hidden(torch.tensor([ids]), torch.arange(len(ids))[None], cache)
+        logits = program.logits(hidden[:-1]).float()
+        loss = F.cross_entropy(logits, torch.tensor(ids[1:])).item()
+    return {"perplexity": math.exp(loss), "tokens": len(ids)}
 
-    def compute() -> float:
-        cache = RowCache(program.layers)
-        cache.reserve(1, len(ids))
-        with torch.inference_mode():
-            cache.prefill(0, 0, len(ids))
-            hidden = program.hidden(torch.tensor([ids]), torch.arange(len(ids))[None], cache)
-            logits = program.logits(hidden[:-1]).float()
-            return math.exp(F.cross_entropy(logits, torch.tensor(ids[1:])).item())
 
-    return apart(compute)
+def serve(kind: str, threads: int) -> None:
+    """Be one contender: a JSON line in, a JSON line out."""
+    with ft.load("smollm2:135m", slots=16, threads=threads, context=512) as probe:
+        assert isinstance(probe.engine, LlamaCppEngine)
+        gguf = probe.engine.path
+        prompt = probe.prompt(PROMPT, template="bare")
+        assert prompt.ids is not None
+        if kind == "llama.cpp":
+            native = probe.engine.server._native
+            answer_all(
+                {
+                    "raw": lambda n, seed: raw_llama(native, prompt.ids or (), n, seed),
+                    "ours": lambda n, seed: ours(probe, prompt, n, seed),
+                }
+            )
+            return
+    if kind == "transformers":
+        peer = Transformers(gguf, threads)
+        ids = list(prompt.ids)
+        answer_all(
+            {
+                "greedy": lambda n, seed: peer(ids, n, seed, sample=False),
+                "sampled": lambda n, seed: peer(ids, n, seed, sample=True),
+            }
+        )
+    elif kind == "products":
+        products = Products(threads)
+        answer_all({name: lambda n, seed, name=name: products(name, n) for name in products.kinds})
+    else:
+        model = ft.load("smollm2:135m", engine="torch", dtype=kind, threads=threads, context=512)
+        answer_all(
+            {
+                "greedy": lambda n, seed: ours(model, prompt, n, seed, temperature=0.0),
+                "sampled": lambda n, seed: ours(model, prompt, n, seed),
+                "reproducible": lambda n, seed: ours(model, prompt, n, seed, reproducible=True),
+                "perplexity": lambda n, seed: perplexity(model),
+            }
+        )
+
+
+def answer_all(verbs: dict[str, Callable[..., dict[str, Any]]]) -> None:
+    """Serve until the pipe is closed."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        verb, n, seed = json.loads(line)
+        print(json.dumps(verbs[verb](n, seed)), flush=True)
+
+
+class Contender:
+    """A process that serves one contender."""
+
+    def __init__(self, kind: str, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, "--serve", kind, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a contender's process died")
+        return line
+
+    def __call__(self, verb: str, n: int = 1, seed: int = 0) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([verb, n, seed]) + "\n")
+        self._process.stdin.flush()
+        return cast(dict[str, Any], json.loads(self._read()))
+
+    def complete(self, verb: str, n: int, turn: int) -> float:
+        """Seconds of a run in which no story ended early."""
+        for attempt in range(50):
+            done = self(verb, n, 1000 * turn + attempt)
+            if done["complete"]:
+                return float(done["s"])
+        raise SystemExit("every story ended early: take another prompt")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def child(engine: str, dtype: str | None = None) -> dict[str, float]:
@@ -211,30 +301,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    threads = arguments.threads
-    llama = ft.load("smollm2:135m", slots=16, threads=threads, context=512)
-    assert isinstance(llama.engine, LlamaCppEngine)
-    gguf = llama.engine.path
-    native = llama.engine.server._native
-    models = {
-        dtype: ft.load("smollm2:135m", engine="torch", dtype=dtype, threads=threads, context=512)
-        for dtype in ("float32", "bfloat16", "int8")
-    }
-    # Laid out apart: the main thread must own no helper threads of torch's.
-    peer, products = Transformers(gguf, threads), apart(lambda: Products(threads))
-    # "bare": every token is answer, so that nothing is forced and all compute the same
-    prompt = llama.prompt(PROMPT, template="bare")
-    assert prompt.ids is not None
-    assert models["float32"].prompt(PROMPT, template="bare").ids == prompt.ids
+    if arguments.serve:
+        serve(arguments.serve, arguments.threads)
+        return
+    contenders = {kind: Contender(kind, arguments.threads) for kind in KINDS}
     print(
         f"{describe()}, torch {torch.__version__}\n"
-        f"SmolLM2-135M, {NEW_TOKENS} new tokens, {threads} threads, tokens/s, median of "
+        f"SmolLM2-135M, {NEW_TOKENS} new tokens, {arguments.threads} threads, tokens/s, median of "
         f"{arguments.runs} rounds in turn\n"
     )
-    rows = [
-        measure(n, arguments.runs, prompt, native, llama, models, peer, products) for n in SAMPLES
-    ]
+    rows = [measure(n, arguments.runs, contenders) for n in SAMPLES]
     table(
         "llama.cpp Q4_1, temperature 0.6, top-p 0.95: ours beside the raw server",
         ("n", "raw", "ours", "ours / raw"),
@@ -263,25 +341,22 @@ def main() -> None:
         ("n", "bfloat16", "int8", "int8 / raw llama.cpp Q4_1", "float32 reproducible"),
         [(r["n"], r["bfloat16"], r["int8"], r["int8_ratio"], r["reproducible"]) for r in rows],
     )
-    tokenizer = models["float32"].engine.tokenizer
-    assert tokenizer is not None
-    ids = tokenizer.encode(TEXT.read_text(encoding="utf-8"), parse_special=False)
-    ids = [0, *ids]  # the text begins a document
-    perplexities = {dtype: round(perplexity(model, ids), 3) for dtype, model in models.items()}
+    scores = {dtype: contenders[dtype]("perplexity") for dtype in PRECISIONS}
+    perplexities = {dtype: round(score["perplexity"], 3) for dtype, score in scores.items()}
+    tokens = scores["float32"]["tokens"]
     table(
-        f"perplexity on {TEXT.name}, {len(ids)} tokens",
+        f"perplexity on {TEXT.name}, {tokens} tokens",
         ("weights", "perplexity", "against float32"),
         [
             (dtype, value, f"{value / perplexities['float32'] - 1:+.2%}")
             for dtype, value in perplexities.items()
         ],
     )
-    for model in (llama, *models.values()):
-        model.close()
-    del peer, products
+    for contender in contenders.values():
+        contender.close()
     starts = {
         "llama.cpp Q4_1": child("llama.cpp"),
-        **{f"torch {dtype}": child("torch", dtype) for dtype in models},
+        **{f"torch {dtype}": child("torch", dtype) for dtype in PRECISIONS},
     }
     table(
         "to start, in a process of its own",
@@ -291,7 +366,7 @@ def main() -> None:
     save(
         "cpu_sampling",
         {
-            "threads": threads,
+            "threads": arguments.threads,
             "runs": arguments.runs,
             "rows": rows,
             "perplexity": perplexities,
@@ -300,80 +375,48 @@ def main() -> None:
     )
 
 
-def measure(
-    n: int,
-    runs: int,
-    prompt: ft.Prompt,
-    native: Any,
-    llama: ft.Model,
-    models: dict[str, ft.Model],
-    peer: Transformers,
-    products: Products,
-) -> dict[str, float]:
+def measure(n: int, runs: int, contenders: dict[str, Contender]) -> dict[str, float]:
     """All contenders in turn, one round to warm up and then ``runs``; medians."""
     seconds: dict[str, list[float]] = {}
-    ids = cast(tuple[int, ...], prompt.ids)
-
-    def keep(name: str, spent: float) -> None:
-        seconds.setdefault(name, []).append(spent)
-
+    llama, peer = contenders["llama.cpp"], contenders["transformers"]
     seed = 0
     for turn in range(runs + 1):
         while True:  # until no story ends early
             seed += 100
-            pair = [
-                lambda s=seed: raw_llama(native, ids, n, s),
-                lambda s=seed: ours(llama, prompt, n, s),
-            ]
             # the order changes, so that neither always follows the other
-            order = (0, 1) if turn % 2 else (1, 0)
-            results: dict[int, Any] = {at: pair[at]() for at in order}
-            samples = results[1][1]
-            if results[0][1] != samples[0].text:
+            pair = {
+                verb: llama(verb, n, seed)
+                for verb in (("raw", "ours") if turn % 2 else ("ours", "raw"))
+            }
+            if pair["raw"]["text"] != pair["ours"]["text"]:
                 raise SystemExit("raw llama.cpp and ours did not compute the same tokens")
-            if complete(samples):
+            if pair["ours"]["complete"]:
                 break
-        keep("llama_raw", results[0][0])
-        keep("llama_ours", results[1][0])
-        spent, theirs = peer(ids, n, 0, sample=False)
-        keep("peer_greedy", spent)
-        spent, samples = ours(models["float32"], prompt, n, 0, temperature=0.0)
-        keep("float32_greedy", spent)
-        if not complete(samples):
+        theirs = peer("greedy", n)
+        mine = contenders["float32"]("greedy", n)
+        if not mine["complete"]:
             raise SystemExit("the greedy story ended early: take another prompt")
-        if n == 1 and list(samples[0].ids or ()) != theirs:
+        if n == 1 and mine["ids"] != theirs["ids"]:
             raise SystemExit("transformers and ours did not compute the same greedy tokens")
-        keep("peer_sampled", peer(ids, n, turn, sample=True)[0])
-        for dtype, model in models.items():
-            keep(dtype, until_complete(model, prompt, n, turn))
-        keep("reproducible", until_complete(models["float32"], prompt, n, turn, reproducible=True))
-        for kind in products.kinds:
-            keep(kind, products(kind, n) * NEW_TOKENS)
-    for values in seconds.values():
-        del values[0]
+        spent = {
+            "llama_raw": pair["raw"]["s"],
+            "llama_ours": pair["ours"]["s"],
+            "peer_greedy": theirs["s"],
+            "float32_greedy": mine["s"],
+            "peer_sampled": peer("sampled", n, turn)["s"],
+            "reproducible": contenders["float32"].complete("reproducible", n, turn),
+        }
+        spent.update((kind, contenders[kind].complete("sampled", n, turn)) for kind in PRECISIONS)
+        spent.update((kind, contenders["products"](kind, n)["s"]) for kind in PRODUCTS)
+        if turn:  # the first round warms up
+            for name, value in spent.items():
+                seconds.setdefault(name, []).append(value)
     row: dict[str, float] = {"n": n}
     row.update((name, speed(n, values)) for name, values in seconds.items())
-
-    def ratio(slow: str, fast: str) -> float:
+    for name, slow, fast in RATIOS:
         pairs = zip(seconds[slow], seconds[fast], strict=True)
-        return round(statistics.median(a / b for a, b in pairs), 3)
-
-    row["llama_ratio"] = ratio("llama_raw", "llama_ours")
-    row["greedy_ratio"] = ratio("peer_greedy", "float32_greedy")
-    row["sampled_ratio"] = ratio("peer_sampled", "float32")
-    row["share_transposed"] = ratio("transposed", "float32_greedy")
-    row["share_kernels"] = ratio("our kernels", "float32_greedy")
-    row["int8_ratio"] = ratio("llama_raw", "int8")
+        row[name] = round(statistics.median(a / b for a, b in pairs), 3)
     return row
-
-
-def until_complete(model: ft.Model, prompt: ft.Prompt, n: int, turn: int, **options: Any) -> float:
-    """Seconds of a run in which no story ended early."""
-    for attempt in range(50):
-        spent, samples = ours(model, prompt, n, 1000 * turn + attempt, **options)
-        if complete(samples):
-            return spent
-    raise SystemExit("every story ended early: take another prompt")
 
 
 def table(title: str, heads: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:

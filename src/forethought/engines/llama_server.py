@@ -88,6 +88,9 @@ class LlamaServer:
 
     def close(self) -> None:
         """Free the weights and the port."""
+        if self._native is not None:
+            # llama.cpp never ends when it is closed before its loop runs; an answer shows it does.
+            self.metrics()
         self._native = None
 
     def complete(self, request: Mapping[str, object], on_chunk: Callable[[Chunk], bool]) -> None:

@@ -25,6 +25,7 @@ from forethought.engines.torch.kernels import Precision
 from forethought.engines.torch.programs import Program, make_program
 from forethought.engines.torch.sampler import check_sampling
 from forethought.engines.torch.scheduler import Job, Scheduler, Vocabulary, raise_error
+from forethought.engines.torch.speculate import Acceptance
 from forethought.errors import ModelError
 from forethought.models.causal_lm import CausalLM
 
@@ -133,6 +134,11 @@ class TorchEngine:
     def steps(self) -> int:
         """Decode steps computed so far, prompts not counted; for benchmarks."""
         return self._scheduler.steps
+
+    @property
+    def acceptance_counts(self) -> Acceptance:
+        """How many guesses there were, and how many were right."""
+        return self._scheduler.acceptance
 
     @property
     def acceptance(self) -> float | None:
