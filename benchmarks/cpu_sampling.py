@@ -5,7 +5,7 @@
 SmolLM2-135M (the GGUF of Q4_1; torch and transformers compute with its dequantised weights), 64 new
 tokens for each of n = 1, 4, 16 samples of one prompt. Each contender has a process of its own, as a
 user's program has, loaded once; they take turns round by round. (In one process their helper
-threads slow each other down: ours fell from 72 to 44 tokens/s at n = 1 beside a loaded llama.cpp.)
+threads slow each other down.)
 
 - llama.cpp: ours beside the raw xllamacpp Server, same parameters and seeds; that both compute the
   same tokens is checked.

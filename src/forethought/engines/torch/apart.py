@@ -3,7 +3,7 @@
 On a CPU torch computes through OpenMP, whose runtime keeps a team of helpers for each thread that
 ever asked for one. As soon as all teams together have more threads than the machine has cores, the
 helpers no longer spin between two operations but sleep, and waking them costs more than a small
-product: on 2 cores a decode step of SmolLM2-135M took 15 ms with one team and 22 ms with two.
+product: a decode step of a small model becomes half as slow again.
 A team goes when its thread does. So whatever is done once (loading, laying out weights) is done
 here, and steps have their own thread.
 """

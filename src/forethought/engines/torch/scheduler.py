@@ -33,8 +33,8 @@ PREFILL_CHUNK = 512
 """Prompt tokens computed at once: between two chunks a request can be cancelled. A constant, so
 that a prompt's bits do not depend on what else runs."""
 REPRODUCIBLE_ROWS = 16
-"""The one bucket of reproducible requests. A lone sample pays for it with about a third of its
-speed on a small model (`benchmarks/cpu_sampling.py`)."""
+"""The one bucket of reproducible requests. A lone sample of a small model pays for it with about
+half of its speed, sixteen with next to none (`benchmarks/cpu_sampling.py`)."""
 
 
 @dataclass(eq=False)
