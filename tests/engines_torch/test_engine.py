@@ -169,8 +169,16 @@ def test_the_whole_context_can_be_filled_and_no_more(tiny: Callable[[str], Model
     assert unasked.ids == sample.ids
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["llama-tied-llama3", "deepseek_v3"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("llama-tied-llama3", "float32"),
+        ("llama-tied-llama3", "bfloat16"),
+        ("llama-tied-llama3", "int8"),
+        ("deepseek_v3", "float32"),
+        ("deepseek_v3", "bfloat16"),
+    ],
+)
 def test_every_precision_runs(name: str, dtype: str, tiny_folder: Callable[[str], Path]) -> None:
     from forethought.engines.torch.kernels import can_int8
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from forethought.engines.protocol import (
 from forethought.engines.torch.engine import TorchEngine, TorchOptions
 from forethought.engines.torch.row import Row
 from forethought.engines.torch.scheduler import Job, Vocabulary
-from forethought.errors import ModelError
+from forethought.errors import ModelError, UserError
 from forethought.models.loading import build
 
 BAD, BAD_ID = "a prompt without numbers", 320
@@ -290,6 +291,35 @@ def test_a_closed_engine_lets_go_of_the_weights() -> None:
     engine.close()
     gc.collect()
     assert program() is None
+
+
+def test_closing_right_after_asking_leaves_nobody_waiting() -> None:
+    for _ in range(10):
+        engine = lively()
+        handle = engine.submit(asked(engine))
+        engine.close()
+        error = ended(handle)
+        assert error is None or "closed" in str(error)
+
+
+def test_many_short_samples_then_a_long_one_do_not_multiply() -> None:
+    engine = lively()
+    engine.submit(asked(engine, tokens=2, n=32)).wait()
+    many = engine._scheduler._cache
+    assert many.rows >= 32
+    ids = asked(engine).prompt.ids
+    assert ids is not None
+    long = replace(asked(engine), prompt=replace(asked(engine).prompt, ids=(ids * 200)[:300]))
+    engine.submit(long).wait()
+    cache = engine._scheduler._cache
+    assert cache.rows * cache.capacity < 32 * 300
+
+
+def test_ids_of_another_model_are_refused() -> None:
+    engine = lively()
+    wrong = replace(asked(engine), prompt=replace(asked(engine).prompt, ids=(1, 10**6)))
+    with pytest.raises(UserError, match="another model"):
+        engine.submit(wrong)
 
 
 # -- errors

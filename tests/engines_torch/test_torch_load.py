@@ -189,9 +189,9 @@ def test_too_little_memory_is_said_before_anything_is_read(
     text = refused(folder)
     assert "GiB of memory as float32" in text
     assert "GiB is free" in text
-    assert "take a smaller model (or --dtype bfloat16 or int8)" in text
+    assert "take a smaller model (or --dtype bfloat16)" in text
     if can_int8():
-        assert "(or --dtype" not in refused(folder, dtype="int8")
+        assert "(or --dtype" not in refused(folder, dtype="bfloat16")
 
 
 def test_too_little_memory_for_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,3 +339,13 @@ def test_smollm2_of_fewer_bits_stays_sensible(smollm2_path: Path) -> None:
     assert 5 < found["float32"] < 60
     assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.02)
     assert found.get("int8", found["float32"]) == pytest.approx(found["float32"], rel=0.05)
+
+
+def test_int8_is_for_dense_networks(tiny_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match="int8 is for dense networks"):
+        ft.load(str(tiny_folder("deepseek_v3")), engine="torch", device="cpu", dtype="int8")
+
+
+def test_other_devices_are_refused(tiny_folder: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match="computes on cpu or cuda"):
+        ft.load(str(tiny_folder("llama")), engine="torch", device="meta")

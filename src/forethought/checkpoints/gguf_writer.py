@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def write_gguf(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the file beside its final name (`.part`) and rename it last.
+    """Write a file of another name beside it (`.NAME.*.part`) and rename that last.
 
     A failure leaves nothing behind. `progress` gets bytes written and bytes in all. Raises
     UserError if the target exists or the disk is full, ModelError naming the tensor that does not
@@ -77,7 +78,7 @@ def write_gguf(
     """
     refuse_existing(target)
     total = sum(tensor.bytes for tensor in tensors)
-    part = target.with_name(f"{target.name}.part")
+    part: Path | None = None
     try:
         free = shutil.disk_usage(target.parent).free
         if free < total:
@@ -85,15 +86,24 @@ def write_gguf(
                 f"{target} needs {total / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB left: "
                 "free some, or choose a smaller quantisation."
             )
+        handle, name = tempfile.mkstemp(
+            prefix=f".{target.name}.", suffix=".part", dir=target.parent
+        )
+        os.close(handle)
+        part = Path(name)
         with contextlib.closing(gguf.GGUFWriter(part, architecture)) as writer:
             _write(writer, metadata, tensors, quantize, progress, total)
         refuse_existing(target)
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)  # mkstemp's are the owner's alone
         part.replace(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written ({error.strerror or error}).") from None
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def refuse_existing(target: Path) -> None:

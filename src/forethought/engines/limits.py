@@ -77,6 +77,11 @@ class RequestChecker:
             seed = int.from_bytes(os.urandom(4), "little") >> 1
         if not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"the seed {seed} is out of range; take 0 to {LARGEST_SEED}.")
+        if not 0 <= min(request.prompt.ids) <= max(request.prompt.ids) < self._vocabulary:
+            raise UserError(
+                f"the prompt has token ids that {self._name} does not have; it was made for "
+                "another model."
+            )
         if any(not 0 <= token < self._vocabulary for token in request.prefix_ids):
             raise UserError(
                 f"the text to continue has token ids that {self._name} does not "

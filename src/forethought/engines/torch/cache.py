@@ -25,7 +25,7 @@ class RowCache:
     """Implements :class:`forethought.models.attention.AttentionCache` for one network.
 
     Call :meth:`prefill` or :meth:`decode` before each forward pass; it says which rows and places
-    the pass fills. Storage grows by doubling and is never shrunk.
+    the pass fills. Storage grows to what is asked for and is never shrunk.
     """
 
     def __init__(self, layers: int, device: torch.device | str = "cpu") -> None:

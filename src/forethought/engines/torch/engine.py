@@ -77,7 +77,9 @@ class TorchEngine:
         self._config: NetworkConfig = network.config
         self._tags = with_tag_ids(tags or ThinkTags(), tokenizer)
         size = min(tokenizer.size, network.config.vocab_size)
-        self._checker = RequestChecker(options.name, tokenizer, size, self._tags)
+        self._checker = RequestChecker(
+            options.name, tokenizer, network.config.vocab_size, self._tags
+        )
         self._program = make_program(network, options.precision, share=options.share)
         vocabulary = Vocabulary(
             tokenizer,
@@ -127,7 +129,8 @@ class TorchEngine:
 
     @property
     def program(self) -> Program:
-        """The network as it is computed, for benchmarks and whoever scores text."""
+        """The network as it is computed, for whoever scores text while no request runs (it keeps
+        buffers), under `torch.inference_mode`."""
         return self._program
 
     @property

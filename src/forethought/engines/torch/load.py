@@ -12,7 +12,7 @@ from forethought.checkpoints.folder import open_folder
 from forethought.checkpoints.gguf_header import read_header
 from forethought.checkpoints.hf_config import read_config
 from forethought.checkpoints.hf_tokenizer import HFTokenizer
-from forethought.checkpoints.network_config import NetworkConfig
+from forethought.checkpoints.network_config import DeepseekConfig, NetworkConfig
 from forethought.checkpoints.network_tensors import cache_bytes_per_token, count_parameters
 from forethought.checkpoints.resolve import ResolvedModel
 from forethought.checkpoints.tokenizer_files import read_tokenizer_folder
@@ -33,7 +33,8 @@ from forethought.errors import ModelError, UserError
 from forethought.models.loading import load as load_network
 from forethought.models.loading import usable_device
 
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.05}
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 4.0}
+"""Bytes a weight while it is loaded: int8 is made from float32."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 
 
@@ -57,6 +58,8 @@ def load_torch(
     """
     assert found.path is not None
     place = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if place.type not in ("cpu", "cuda"):
+        raise UserError(f"--device is {place}; the torch engine computes on cpu or cuda.")
     precision = _precision(dtype, place)
     for option, value in (("--ctx", context), ("--threads", threads)):
         if value is not None and value < 1:
@@ -69,6 +72,11 @@ def load_torch(
         raise UserError(
             f"--speculate needs a model with an MTP module, and {found.name} has none; "
             "leave it out."
+        )
+    if precision == "int8" and isinstance(config, DeepseekConfig):
+        raise UserError(
+            f"--dtype int8 is for dense networks, and {found.name} has experts; take bfloat16 or "
+            "float32."
         )
     most, usual = _contexts(found.name, config, persona, context)
     _check_memory(found.name, config, precision, place, usual)
@@ -194,13 +202,13 @@ def _check_memory(
     """Refuse before reading what surely does not fit: the weights and a small cache."""
     count = count_parameters(config)
     weights = (count.total + count.mtp) * _BYTES[precision]
-    if precision == "int8" or config.tie_word_embeddings:
+    if config.tie_word_embeddings:
         weights += count.embedding * _BYTES[precision]
     cache = min(context, 256) * cache_bytes_per_token(config, 2 if precision == "bfloat16" else 4)
     need = weights + cache
     have = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else available_memory()
     if need > have:
-        smaller = "" if precision == "int8" else " (or --dtype bfloat16 or int8)"
+        smaller = "" if precision == "bfloat16" else " (or --dtype bfloat16)"
         raise ModelError(
             f"{name} needs {need / 2**30:.1f} GiB of memory as {precision}, and "
             f"{have / 2**30:.1f} GiB is free; take a smaller model{smaller}."

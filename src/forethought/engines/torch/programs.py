@@ -91,9 +91,13 @@ class NetworkProgram:
     def hidden(
         self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, cache: RowCache
     ) -> torch.Tensor:
-        if self._set_expert_path is not None and self.device.type == "cpu":
-            self._set_expert_path("gather" if ids_BT.shape[1] == 1 else "loop")
-        return self._network.hidden(ids_BT, positions_BT, cache).flatten(0, 1)
+        if self._set_expert_path is None or self.device.type != "cpu":
+            return self._network.hidden(ids_BT, positions_BT, cache).flatten(0, 1)
+        self._set_expert_path("gather" if ids_BT.shape[1] == 1 else "loop")
+        try:
+            return self._network.hidden(ids_BT, positions_BT, cache).flatten(0, 1)
+        finally:
+            self._set_expert_path(None)  # whoever trains the network chooses for himself
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         return self._network.logits(hidden_ND) if self._head is None else self._head(hidden_ND)
@@ -199,8 +203,8 @@ def _paired(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 class DenseProgram:
     """A dense decoder as one flat loop over kernels. CPU; float32, bfloat16 or int8 weights.
 
-    Takes the network's weights layer by layer and frees them there, so that at most one layer is
-    held twice.
+    Takes the network's weights layer by layer and frees them there. A tied head is held twice: as
+    rows to look up, and laid out for its product.
     """
 
     def __init__(self, network: DenseLM, precision: Precision) -> None:

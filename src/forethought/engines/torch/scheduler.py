@@ -1,9 +1,9 @@
 """Many samples at once: one thread computes a step for all of them, and each goes its own way.
 
-A request's prompt is computed once and forked to its samples. Samples of all requests share the
-steps; a sample that ends leaves its row to the last one. The number of rows computed is padded to a
-bucket (1, 2, 4, 8, 16, ...), because the bits of a matrix product depend on it and on nothing else
-that neighbours do; a reproducible request has one bucket for all its life.
+A prompt is computed once for all samples that begin together, and forked to them. Samples of all
+requests share the steps; a sample that ends leaves its row to the last one. The number of rows
+computed is padded to a bucket (1, 2, 4, 8, 16, ...), because the bits of a matrix product depend on
+it and on nothing else that neighbours do; a reproducible request has one bucket for all its life.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Scheduler:
         self._rows: list[Row] = []
         self._sampler: Sampler | None = None
         self._leaving = False
+        self._closed = False
         self.acceptance = Acceptance()
         self._speculate = speculate
         self._speculation: Speculation | None = None
@@ -119,6 +120,10 @@ class Scheduler:
     def add(self, job: Job) -> None:
         """Queue a job; its `ended` is set when all its samples are finished, or on an error."""
         with self._lock:
+            if self._closed or self._leaving:
+                job.error = ModelError("the model was closed; load it again to ask it something.")
+                job.ended.set()
+                return
             self._jobs.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -142,6 +147,7 @@ class Scheduler:
     def close(self) -> None:
         """Let go of the cache once nothing runs (whoever calls has cancelled everything)."""
         with self._lock:
+            self._closed = True
             thread = self._thread
         if thread is not None:
             thread.join()
@@ -153,7 +159,7 @@ class Scheduler:
 
     def _run(self) -> None:
         if self._threads is not None and self._program.device.type == "cpu":
-            torch.set_num_threads(self._threads)  # a setting of this thread, not of the process
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             while True:
                 with self._lock:
@@ -168,14 +174,18 @@ class Scheduler:
 
     def _fail(self, error: BaseException) -> None:
         """Nothing that was under way can go on; whoever waits is told."""
-        if isinstance(error, RuntimeError) and "memory" in str(error):
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+            isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        ):
             error = ModelError("there is not enough memory to go on; take a smaller n or --ctx.")
         with self._lock:
             jobs = {id(row.job): row.job for row in self._rows}
             jobs.update((id(job), job) for job in self._jobs)
             self._jobs.clear()
         self._rows.clear()
-        self._sampler = None
+        self._sampler = self._speculation = None
+        # It may have grown by halves.
+        self._cache = RowCache(self._program.layers, self._program.device)
         for job in jobs.values():
             job.error = error
             job.ended.set()
@@ -214,7 +224,11 @@ class Scheduler:
         fixed = job.request.reproducible or any(row.job.request.reproducible for row in self._rows)
         most = REPRODUCIBLE_ROWS if fixed else self._most_rows
         count = min(job.waiting, most - len(self._rows))
-        while count > 0 and not self._room(self._bucket(len(self._rows) + count, fixed), tokens):
+        # While samples run, storage keeps its shape in both directions.
+        rows, width = (self._cache.rows, self._cache.capacity) if self._rows else (0, 0)
+        while count > 0 and not self._room(
+            max(rows, self._bucket(len(self._rows) + count, fixed)), max(width, tokens)
+        ):
             count -= 1
         if count <= 0 and not self._rows:
             raise ModelError(
@@ -249,14 +263,20 @@ class Scheduler:
 
     def _prefill(self, job: Job, rows: list[Row]) -> bool:
         """Fill the cache and draw the first token of each row; False when cancelled."""
-        cache, first = self._cache, len(self._rows)
+        first = len(self._rows)
         ids = rows[0].known
         if job.request.reproducible and job.request.prompt.ids is not None:
             # What was sampled once is computed token by token as it was then: only so has a
             # continued sample the bits of the uninterrupted one.
             ids = list(job.request.prompt.ids)
         fixed = job.request.reproducible or any(row.job.request.reproducible for row in self._rows)
-        cache.reserve(self._bucket(first + len(rows), fixed), self._tokens_to_reserve(rows))
+        bucket, tokens = self._bucket(first + len(rows), fixed), self._tokens_to_reserve(rows)
+        grown = max(bucket, self._cache.rows) * max(tokens, self._cache.capacity)
+        if not first and grown > 4 * bucket * tokens:
+            # Many short samples once, and one long one later: not the product of both.
+            self._cache = RowCache(self._program.layers, self._program.device)
+        cache = self._cache
+        cache.reserve(bucket, tokens)
         hidden_ND = torch.empty(0)
         self._speculation = self._may_speculate(rows)
         for start in range(0, len(ids), PREFILL_CHUNK):
@@ -334,7 +354,7 @@ class Scheduler:
         alone = self._speculate and len(rows) == 1 and not self._rows
         program = self._program
         if alone and isinstance(program, NetworkProgram) and Speculation.suits(rows[0]):
-            return Speculation(program, self.acceptance)
+            return Speculation(program, self.acceptance, self._vocabulary.size)
         return None
 
     def _speculated(self, row: Row) -> bool:

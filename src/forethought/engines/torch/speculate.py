@@ -2,7 +2,8 @@
 
 V3 paper, sections 2.2 and 5.4.3. For one greedy sample at a time. The network computes the newest
 token and the guess together; where the guess is what it would have chosen, two tokens are gained,
-else the guess is overwritten. The text is the one without speculation.
+else the guess is overwritten. The text is the one without speculation (as far as two tokens in one
+pass and one by one round alike: a tie may fall the other way).
 
 Entry i of the module's cache is made from the hidden state of token i and from token i + 1.
 """
@@ -17,6 +18,7 @@ from forethought.engines.torch.cache import RowCache
 from forethought.engines.torch.programs import NetworkProgram
 from forethought.engines.torch.row import Row
 from forethought.engines.torch.sampler import is_greedy
+from forethought.errors import ModelError
 
 
 @dataclass(slots=True)
@@ -39,7 +41,9 @@ class Speculation:
     cannot show one drops the speculation and goes on without.
     """
 
-    def __init__(self, program: NetworkProgram, acceptance: Acceptance) -> None:
+    def __init__(self, program: NetworkProgram, acceptance: Acceptance, size: int) -> None:
+        """``size``: ids from there on are padding of the head and never chosen."""
+        self._size = size
         self._program = program
         self._acceptance = acceptance
         self._entries = 0
@@ -47,10 +51,11 @@ class Speculation:
 
     @staticmethod
     def suits(row: Row) -> bool:
-        """Whether this sample may be guessed: greedy, and without probabilities of its tokens
-        under a batch that it is not computed in."""
+        """Whether this sample may be guessed: greedy, alone, and nobody asks for the model's own
+        probabilities (under a greedy distribution each token has 1)."""
         request = row.job.request
-        return request.n == 1 and is_greedy(request.sampling) and not request.reproducible
+        plain = not request.reproducible and request.logprobs != "raw"
+        return request.n == 1 and is_greedy(request.sampling) and plain
 
     @property
     def _seen(self) -> int:
@@ -80,7 +85,7 @@ class Speculation:
         positions_BT = torch.arange(stored, stored + 2, device=device)[None]
         cache.prefill(at, stored, 2)
         hidden_ND = self._program.hidden(ids_BT, positions_BT, cache)
-        first, second = self._program.logits(hidden_ND).float().argmax(dim=-1).tolist()
+        first, second = self._best(self._program.logits(hidden_ND))
         self._acceptance.guessed += 1
         row.stored += 1
         taken = hidden_ND[:1]
@@ -106,4 +111,12 @@ class Speculation:
         logits_V = self._program.draft(next_BT, self._hidden_ND[None], positions_BT, cache)
         self._entries += count
         self._hidden_ND = None
-        return int(logits_V.float().argmax())
+        return self._best(logits_V[None])[0]
+
+    def _best(self, logits_NV: torch.Tensor) -> list[int]:
+        """The most probable id of each row. ModelError where there is none."""
+        best = logits_NV[:, : self._size].float().max(dim=-1)
+        if not bool(best.values.isfinite().all()):
+            raise ModelError("the network gave no numbers for a token: its weights are damaged.")
+        ids: list[int] = best.indices.tolist()
+        return ids
