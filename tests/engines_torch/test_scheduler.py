@@ -32,8 +32,8 @@ from forethought.engines.protocol import (
     SamplingParameters,
 )
 from forethought.engines.torch.engine import TorchEngine, TorchOptions
+from forethought.engines.torch.job import Job, Vocabulary
 from forethought.engines.torch.row import Row
-from forethought.engines.torch.scheduler import Job, Vocabulary
 from forethought.errors import ModelError, UserError
 from forethought.models.loading import build
 

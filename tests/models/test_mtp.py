@@ -35,6 +35,8 @@ def mtp_pair() -> tuple[DeepseekV3, Any, Any]:
 @torch.no_grad()
 def test_the_module_is_that_of_transformers() -> None:
     network, theirs, their_mtp = mtp_pair()
+    if not hasattr(their_mtp, "forward_layer"):
+        pytest.skip("an older transformers, whose module is called otherwise")
     ids = random_ids(97, 1, 31)
     positions = torch.arange(30)[None]
     # What transformers hands its MTP module: `hidden_states[-1]`, after the last norm.

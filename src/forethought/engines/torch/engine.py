@@ -21,10 +21,11 @@ from forethought.engines.handle import StreamHandle
 from forethought.engines.limits import RequestChecker, with_tag_ids
 from forethought.engines.machine import available_memory
 from forethought.engines.protocol import Capabilities, Request
+from forethought.engines.torch.job import Job, Vocabulary
 from forethought.engines.torch.kernels import Precision
 from forethought.engines.torch.programs import Program, make_program
 from forethought.engines.torch.sampler import check_sampling
-from forethought.engines.torch.scheduler import Job, Scheduler, Vocabulary, raise_error
+from forethought.engines.torch.scheduler import Scheduler, raise_error
 from forethought.engines.torch.speculate import Acceptance
 from forethought.errors import ModelError
 from forethought.models.causal_lm import CausalLM

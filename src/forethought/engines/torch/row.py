@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
 
 from forethought.engines.continuation import Continuation
-
-if TYPE_CHECKING:
-    from forethought.engines.torch.scheduler import Job, Vocabulary
+from forethought.engines.torch.job import Job, Vocabulary
 
 
 class Row:

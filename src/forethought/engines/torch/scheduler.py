@@ -13,16 +13,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
-from forethought.dialogue.tags import ThinkTags
-from forethought.dialogue.tokenizer import Tokenizer
-from forethought.engines.handle import StreamHandle
-from forethought.engines.limits import Limits
-from forethought.engines.protocol import PrefillProgress, Request
+from forethought.engines.protocol import PrefillProgress
 from forethought.engines.torch.cache import RowCache
+from forethought.engines.torch.job import Job, Vocabulary
 from forethought.engines.torch.programs import NetworkProgram, Program
 from forethought.engines.torch.row import Row
 from forethought.engines.torch.sampler import RowParameters, Sampler
@@ -35,39 +31,6 @@ that a prompt's bits do not depend on what else runs."""
 REPRODUCIBLE_ROWS = 16
 """The one bucket of reproducible requests. A lone sample of a small model pays for it with about
 half of its speed, sixteen with next to none (`benchmarks/cpu_sampling.py`)."""
-
-
-@dataclass(eq=False)
-class Job:
-    """One request under way."""
-
-    handle: StreamHandle
-    request: Request
-    limits: Limits
-    seed: int
-    started: float
-    ended: threading.Event = field(default_factory=threading.Event)
-    next_index: int = 0
-    """Samples from this index on have not begun."""
-    running: int = 0
-    error: BaseException | None = None
-
-    @property
-    def waiting(self) -> int:
-        return self.request.n - self.next_index
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What the scheduler must know about ids: how they read, which end a turn, which exist."""
-
-    tokenizer: Tokenizer
-    tags: ThinkTags
-    pieces: Sequence[bytes]
-    """Bytes by id; b"" for ids that end a turn."""
-    ends: frozenset[int]
-    size: int
-    """Ids from here on are padding of the embedding matrix and never drawn."""
 
 
 _all: weakref.WeakSet[Scheduler] = weakref.WeakSet()
