@@ -3,8 +3,8 @@
 N: tokens, I: inputs, O: outputs.
 
 Measured by `benchmarks/cpu_sampling.py`: torch's own product of a few rows by a large matrix runs
-at a third of what oneDNN reaches on the same weights, blocked once when they are loaded; fbgemm's
-int8 product is faster again. The residual sum and SwiGLU's product ride along where the library
+at a quarter to a third of what oneDNN reaches on the same weights, blocked once when they are
+loaded; fbgemm's int8 product is faster again. The residual sum and SwiGLU's product ride along where the library
 lets them. All kernels are for inference; none is differentiable.
 """
 
@@ -20,12 +20,14 @@ Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
 _BLOCKED_FOR = 16
-"""Rows that oneDNN chooses the blocking for; it serves 1 to 256 rows well (other hints do not)."""
+"""Rows that oneDNN chooses the blocking for. The layout serves fewer and more rows too; without a
+hint, or with a hint of one row, other numbers of rows are far slower."""
 
 
 class Kernel(Protocol):
     """y = W x + b, with what may follow it. A row of the result depends on its own input and the
-    number of rows alone."""
+    number of rows alone; on a CPU `PlainKernel` and `Int8Kernel` keep that for widths that are a
+    multiple of 32, `BlockedKernel` for all."""
 
     out_features: int
 
