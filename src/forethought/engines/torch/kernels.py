@@ -4,8 +4,8 @@ N: tokens, I: inputs, O: outputs.
 
 Measured by `benchmarks/cpu_sampling.py`: torch's own product of a few rows by a large matrix runs
 at a quarter to a third of what oneDNN reaches on the same weights, blocked once when they are
-loaded; fbgemm's int8 product is faster again. The residual sum and SwiGLU's product ride along where the library
-lets them. All kernels are for inference; none is differentiable.
+loaded; fbgemm's int8 product is faster again. The residual sum and SwiGLU's product ride along
+where the library lets them. All kernels are for inference; none is differentiable.
 """
 
 from __future__ import annotations
