@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from forethought.models.attention import causal_attention
+from forethought.models.packed import PackedSequences
 
 BLOCK = 32
 """Tokens by which the looked-at length grows; a multiple of every kernel's vector width."""
@@ -40,6 +41,7 @@ class RowCache:
         self._batch = 0
         self._seen = 0
         self._fresh = False
+        self._packed: PackedSequences | None = None
 
     @property
     def rows(self) -> int:
@@ -80,9 +82,21 @@ class RowCache:
 
     # -- what the next forward pass fills
 
+    def prefill_packed(self, rows: Sequence[int], packed: PackedSequences) -> None:
+        """The next pass computes the first tokens of several rows at once, one sequence each.
+
+        It is called with ids [1, N] and the positions of ``packed``.
+        """
+        first = [row * self._capacity for row in rows]
+        lengths = torch.tensor(packed.lengths)
+        starts_N = torch.repeat_interleave(torch.tensor(first), lengths).to(self._device)
+        self._places_N = starts_N + packed.positions_1N[0]
+        self._packed = packed
+
     def prefill(self, row: int, start: int, count: int) -> None:
         """The next pass computes ``count`` tokens of one row, from position ``start`` on."""
         first = row * self._capacity + start
+        self._packed = None
         self._places_N = torch.arange(first, first + count, device=self._device)
         self._first_row, self._batch, self._seen = row, 1, start + count
         self._fresh = start == 0
@@ -99,6 +113,7 @@ class RowCache:
         greatest of them, known to the host. ``dtype``: of the activations.
         """
         batch = lengths_B.shape[0]
+        self._packed = None
         rows_B = torch.arange(batch, device=self._device)
         self._places_N = rows_B * self._capacity + lengths_B
         self._first_row, self._batch = 0, batch
@@ -125,6 +140,8 @@ class RowCache:
             new_NW = torch.cat((new_NW, v_BGTV.transpose(1, 2).flatten(0, 1).flatten(1)), dim=1)
         value_width = 0 if v_BGTV is None else v_BGTV.shape[3]
         self._store(layer, new_NW)
+        if self._packed is not None:
+            return self._packed.attend(layer, q_BHTK, k_BGTK, v_BGTV, scale)
         if self._fresh:
             values = k_BGTK if v_BGTV is None else v_BGTV
             return causal_attention(q_BHTK, k_BGTK, values, scale)

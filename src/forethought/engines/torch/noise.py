@@ -82,6 +82,13 @@ class NoiseAhead:
         self._start_B = torch.zeros_like(seed_B)
         self._noise_BS: torch.Tensor | None = None
 
+    def select(self, rows: torch.Tensor) -> None:
+        """The batch becomes these rows of it."""
+        self._seed_B1, self._index_B1 = self._seed_B1[rows], self._index_B1[rows]
+        self._start_B = self._start_B[rows]
+        if self._noise_BS is not None:
+            self._noise_BS = self._noise_BS[rows]
+
     def at(self, position_B: torch.Tensor) -> torch.Tensor:
         """``uniform`` of the batch's seeds and indices at these positions; [B]."""
         offset_B = position_B - self._start_B

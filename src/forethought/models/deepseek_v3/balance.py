@@ -58,3 +58,25 @@ def sequence_balance_loss(
         f_BE = (chosen_BTE * kept_BT1).sum(dim=1) / tokens_B1
         p_BE = (share_BTE * kept_BT1).sum(dim=1) / tokens_B1
     return alpha * (experts / top_k) * (f_BE * p_BE).sum(dim=-1).mean()
+
+
+def packed_balance_loss(
+    scores_NE: torch.Tensor,
+    indices_NK: torch.Tensor,
+    sequence_N: torch.Tensor,
+    sequences: int,
+    alpha: float,
+) -> torch.Tensor:
+    """:func:`sequence_balance_loss` of sequences that stand in a row, *summed* over them; a scalar.
+
+    `sequence_N` (int64) says which of the `sequences` each token belongs to. The caller divides by
+    the sequences of the whole optimiser step.
+    """
+    experts, top_k = scores_NE.shape[-1], indices_NK.shape[-1]
+    share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True)
+    tokens_S1 = torch.bincount(sequence_N, minlength=sequences)[:, None].clamp(min=1)
+    flat = (sequence_N[:, None] * experts + indices_NK).flatten()
+    chosen_SE = torch.bincount(flat, minlength=sequences * experts).view(sequences, experts)
+    p_SE = share_NE.new_zeros(sequences, experts).index_add(0, sequence_N, share_NE) / tokens_S1
+    f_SE = chosen_SE.to(p_SE.dtype) / tokens_S1
+    return alpha * (experts / top_k) * (f_SE * p_SE).sum()

@@ -48,12 +48,13 @@ def loop_experts(
     """Each used expert in turn, on the tokens that chose it; [N, D]."""
     order_M, pairs_MD = _sorted_by_expert(x_ND, indices_NK)
     outputs = []
-    first = 0
-    for expert, load in enumerate(expert_load(indices_NK, gate_up_EOD.shape[0]).tolist()):
+    loads = expert_load(indices_NK, gate_up_EOD.shape[0]).tolist()
+    # Cut all at once: the gradient of an index would be a whole stack of zeros for each expert.
+    pairs = torch.split(pairs_MD, loads)
+    parts = zip(pairs, gate_up_EOD.unbind(), down_EDF.unbind(), loads, strict=True)
+    for rows_LD, gate_up_OD, down_DF, load in parts:
         if load:
-            inner = _swiglu(F.linear(pairs_MD[first : first + load], gate_up_EOD[expert]))
-            outputs.append(F.linear(inner, down_EDF[expert]))
-            first += load
+            outputs.append(F.linear(_swiglu(F.linear(rows_LD, gate_up_OD)), down_DF))
     return _combined(torch.cat(outputs), order_M, weights_NK)
 
 

@@ -41,8 +41,12 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
+    replay_NK: torch.Tensor | None = None,
 ) -> Routing:
     """Choose `top_k` experts for each token from the gate's logits.
+
+    `replay_NK` gives the choice instead (int64): the experts that another pass over the same tokens
+    took. Their weights still come from these logits, so that gradients flow (arXiv:2510.11370).
 
     `noaux_tc` (V3): the bias takes part in the choice of groups and experts and in nothing else.
     `group_limited_greedy` and `greedy` (V2): no bias. The weights are the chosen scores, divided by
@@ -50,15 +54,18 @@ def route(
     """
     scores_NE = _sigmoid(logits_NE) if scoring_func == "sigmoid" else logits_NE.softmax(dim=-1)
     # The choice has no gradient; the weights are gathered from the scores, which have one.
-    choice_NE = scores_NE.detach()
-    if bias_E is not None:
-        choice_NE = choice_NE + bias_E
-    if topk_method != "greedy" and topk_group < n_group:
-        best = 2 if topk_method == "noaux_tc" else 1
-        # V2 masks with 0, below every softmax score; biased scores may be negative.
-        masked = float("-inf") if topk_method == "noaux_tc" else 0.0
-        choice_NE = _within_best_groups(choice_NE, n_group, topk_group, best, masked)
-    indices_NK = choice_NE.topk(top_k, dim=-1, sorted=False).indices
+    if replay_NK is not None:
+        indices_NK = replay_NK
+    else:
+        choice_NE = scores_NE.detach()
+        if bias_E is not None:
+            choice_NE = choice_NE + bias_E
+        if topk_method != "greedy" and topk_group < n_group:
+            best = 2 if topk_method == "noaux_tc" else 1
+            # V2 masks with 0, below every softmax score; biased scores may be negative.
+            masked = float("-inf") if topk_method == "noaux_tc" else 0.0
+            choice_NE = _within_best_groups(choice_NE, n_group, topk_group, best, masked)
+        indices_NK = choice_NE.topk(top_k, dim=-1, sorted=False).indices
     weights_NK = scores_NE.gather(1, indices_NK)
     if norm_topk_prob:
         weights_NK = weights_NK / (weights_NK.sum(dim=-1, keepdim=True) + 1e-20)
@@ -109,6 +116,8 @@ class Gate(nn.Module):
         if config.topk_method == "noaux_tc":
             bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias)
+        self.replay_NK: torch.Tensor | None = None
+        """The experts that the next passes take instead of choosing; see `routing.replayed`."""
 
     def forward(self, x_ND: torch.Tensor) -> Routing:
         with torch.autocast(x_ND.device.type, enabled=False):
@@ -124,6 +133,7 @@ class Gate(nn.Module):
                 topk_group=self.topk_group,
                 norm_topk_prob=self.norm_topk_prob,
                 routed_scaling_factor=self.routed_scaling_factor,
+                replay_NK=self.replay_NK,
             )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Gate:

@@ -16,6 +16,7 @@ from torch import nn
 from forethought.checkpoints.network_config import DeepseekConfig
 from forethought.models.attention import AttentionCache, causal_attention
 from forethought.models.layers import RMSNorm, linear
+from forethought.models.packed import PackedSequences
 from forethought.models.rope import rotate_half, rotate_pairs, yarn_softmax_scale
 
 # The released code gives the norms inside the attention no epsilon of the config, but this one.
@@ -72,7 +73,8 @@ class MLA(nn.Module):
         latent_BTL, key_BTP = self.kv_a_proj_with_mqa(x_BTD).split(widths, dim=-1)
         latent_BTL = self.kv_a_layernorm(latent_BTL)
         key_B1TP = self._rotate(key_BTP.unsqueeze(1), cos_BTR, sin_BTR)
-        if cache is not None and self.absorb:
+        # A packed row stores nothing, so there is nothing to keep small.
+        if cache is not None and self.absorb and not isinstance(cache, PackedSequences):
             out_BHTV = self._absorbed(nope_BHTN, rope_BHTP, latent_BTL, key_B1TP, cache)
         else:
             out_BHTV = self._plain(nope_BHTN, rope_BHTP, latent_BTL, key_B1TP, cache)

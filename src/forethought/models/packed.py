@@ -1,0 +1,174 @@
+"""Sequences in a row, without padding: what a training step runs a network on.
+
+S: sequences, N: their tokens in a row, T: the longest of a group, H: query heads, G: key heads,
+K: width of a key, V: width of a value.
+
+Everything but attention works token by token, so a row [1, N] costs what its tokens cost. Attention
+alone is computed on [S, T], padded at the right: there a causal token sees nothing of the padding,
+and no mask is needed. Sequences of like length share a group, so that padding stays below a half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forethought.models.attention import causal_attention
+
+_ALIKE = 0.6
+"""A sequence joins a group while its length is at least this share of the group's longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Sequences that are attended together: where their tokens stand in the row."""
+
+    sequences: int
+    longest: int
+    from_row: torch.Tensor
+    """[S * T]: the token of the row at each padded place (padding repeats some token)."""
+    to_row: torch.Tensor
+    """[tokens of the group]: the padded place of each token, in the order of `tokens`."""
+    tokens: torch.Tensor
+    """[tokens of the group]: where they stand in the row."""
+    whole: bool
+    """All sequences have the same length and follow each other: nothing has to be moved."""
+
+
+class PackedSequences:
+    """Implements :class:`forethought.models.attention.AttentionCache` and stores nothing: each
+    sequence attends to itself alone, causally. Call a network with ids [1, N], the positions below
+    and this in place of a cache. Gradients flow through it.
+
+    ``lengths``: tokens of each sequence, in the order in which they stand; all at least 1.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        if not lengths or min(lengths) < 1:
+            raise ValueError("a packed row needs sequences, and each of them a token")
+        self.lengths = tuple(lengths)
+        self.device = torch.device(device)
+        starts = [0]
+        for length in self.lengths:
+            starts.append(starts[-1] + length)
+        self.starts = tuple(starts[:-1])
+        self.tokens = starts[-1]
+        self._groups = self._grouped()
+        self._back: torch.Tensor | None = None
+        if len(self._groups) > 1:
+            order = torch.cat([group.tokens for group in self._groups])
+            back = torch.empty_like(order)
+            back[order] = torch.arange(len(order), device=self.device)
+            self._back = back
+
+    @property
+    def positions_1N(self) -> torch.Tensor:
+        """Positions of the tokens within their sequences, [1, N]: what a network is called with."""
+        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.device)
+
+    @property
+    def sequence_N(self) -> torch.Tensor:
+        """Which sequence each token belongs to, int64 [N]."""
+        lengths = torch.tensor(self.lengths)
+        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
+
+    def _grouped(self) -> list[_Group]:
+        by_length = sorted(range(len(self.lengths)), key=lambda at: -self.lengths[at])
+        members: list[list[int]] = []
+        for at in by_length:
+            if members and self.lengths[at] >= _ALIKE * self.lengths[members[-1][0]]:
+                members[-1].append(at)
+            else:
+                members.append([at])
+        return [self._group(sorted(group)) for group in members]
+
+    def _group(self, group: list[int]) -> _Group:
+        longest = max(self.lengths[at] for at in group)
+        lengths_S = torch.tensor([self.lengths[at] for at in group])
+        starts_S = torch.tensor([self.starts[at] for at in group])
+        step_T = torch.arange(longest)
+        inside_ST = step_T < lengths_S[:, None]
+        place_ST = starts_S[:, None] + step_T.expand(len(group), -1).minimum(lengths_S[:, None] - 1)
+        to_row = inside_ST.flatten().nonzero()[:, 0]
+        whole = len(group) == len(self.lengths) and bool(inside_ST.all())
+        return _Group(
+            len(group),
+            longest,
+            place_ST.flatten().to(self.device),
+            to_row.to(self.device),
+            place_ST.flatten()[to_row].to(self.device),
+            whole,
+        )
+
+    def attend(
+        self,
+        layer: int,
+        q_BHTK: torch.Tensor,
+        k_BGTK: torch.Tensor,
+        v_BGTV: torch.Tensor | None,
+        scale: float,
+    ) -> torch.Tensor:
+        """See the protocol; ``layer`` does not matter. ValueError for another number of tokens."""
+        if q_BHTK.shape[0] != 1 or q_BHTK.shape[2] != self.tokens:
+            raise ValueError(f"a packed row of {self.tokens} tokens, not {tuple(q_BHTK.shape)}")
+        values = k_BGTK if v_BGTV is None else v_BGTV
+        if len(self._groups) == 1 and self._groups[0].whole:
+            group = self._groups[0]
+            q, k, v = (_cut(x, group) for x in (q_BHTK, k_BGTK, values))
+            out_SHTV = causal_attention(q, k, v, scale)
+            return (
+                out_SHTV.transpose(1, 2)
+                .reshape(1, self.tokens, *out_SHTV.shape[1::2])
+                .transpose(1, 2)
+            )
+        rows = [x[0].transpose(0, 1) for x in (q_BHTK, k_BGTK, values)]
+        outputs = []
+        for group in self._groups:
+            q, k, v = (
+                _Padded.apply(x, group).transpose(1, 2)  # type: ignore[no-untyped-call]
+                for x in rows
+            )
+            out_SHTV = causal_attention(q, k, v, scale)
+            outputs.append(out_SHTV.transpose(1, 2).flatten(0, 1).index_select(0, group.to_row))
+        row_NHV = outputs[0]
+        if self._back is not None:
+            row_NHV = torch.cat(outputs).index_select(0, self._back)
+        return row_NHV.transpose(0, 1)[None]
+
+
+def _cut(x_1HNK: torch.Tensor, group: _Group) -> torch.Tensor:
+    """[1, H, N, K] -> [S, H, T, K], where nothing has to be moved."""
+    _, heads, _, width = x_1HNK.shape
+    return x_1HNK[0].view(heads, group.sequences, group.longest, width).transpose(0, 1)
+
+
+class _Padded(torch.autograd.Function):
+    """[N, H, K] -> [S, T, H, K]: a gather whose gradient is a gather too.
+
+    Padded places repeat a token; their gradient is exactly zero (nothing reads them and no token
+    attends to them), so leaving them out is no approximation, and nothing is summed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x_NHK: torch.Tensor, group: _Group
+    ) -> torch.Tensor:
+        ctx.group = group  # type: ignore[attr-defined]
+        ctx.rows = x_NHK.shape[0]  # type: ignore[attr-defined]
+        padded = x_NHK.index_select(0, group.from_row)
+        return padded.view(group.sequences, group.longest, *x_NHK.shape[1:])
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        group: _Group = ctx.group  # type: ignore[attr-defined]
+        grad = grads[0].flatten(0, 1).index_select(0, group.to_row)
+        if len(group.tokens) == ctx.rows:  # type: ignore[attr-defined]
+            order = group.tokens
+            whole = torch.empty_like(grad)
+            return whole.index_copy_(0, order, grad), None
+        whole = grad.new_zeros(ctx.rows, *grad.shape[1:])  # type: ignore[attr-defined]
+        return whole.index_copy_(0, group.tokens, grad), None
