@@ -45,7 +45,8 @@ def test_the_version_is_there_at_once(home: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     ["", "ask", "chat", "models", "models list", "models pull", "models show", "models export",
-     "models rm", "paths", "doctor"],
+     "models rm", "train", "problems", "problems list", "problems show", "problems verify", "paths",
+     "doctor"],
 )  # fmt: skip
 def test_the_help_is_there_at_once(command: str, home: Path) -> None:
     assert median_seconds([*command.split(), "--help"], home, 0.300) <= 0.300
@@ -77,6 +78,8 @@ def loaded(arguments: list[str], home: Path, **variables: str) -> tuple[int, set
         (["--version"], [*HEAVY, "typer", "rich", "prompt_toolkit", "jinja2", "xllamacpp"]),
         (["--help"], [*HEAVY, "pydantic", "prompt_toolkit", "jinja2", "xllamacpp"]),
         (["ask", "--help"], [*HEAVY, "pydantic", "prompt_toolkit", "jinja2", "xllamacpp"]),
+        (["train", "--help"], [*HEAVY, "pydantic", "prompt_toolkit", "jinja2", "rich"]),
+        (["problems", "list"], [*HEAVY, "pydantic", "prompt_toolkit", "jinja2", "xllamacpp"]),
         (["models", "list"], [*HEAVY, "pydantic", "prompt_toolkit", "xllamacpp"]),
         (["paths"], [*HEAVY, "pydantic", "prompt_toolkit", "xllamacpp"]),
         (["doctor"], [*HEAVY, "pydantic", "prompt_toolkit"]),

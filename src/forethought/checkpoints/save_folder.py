@@ -80,7 +80,7 @@ def save_folder(
             written.add(name, tensor)
         saved = written.finish()
         _write_companions(temporary, saved, source, generation_config, tokenizer_files or {})
-        _write_json(temporary / CONFIG, to_hf(saved))
+        write_json(temporary / CONFIG, to_hf(saved))
         _publish(temporary, target)
     except OSError as error:
         raise ModelError(
@@ -131,7 +131,7 @@ class _Shards:
         self._check(name, tensor)
         if self.open and self.open_bytes + tensor.nbytes > self.limit:
             self._write()
-        self.open[name] = _own(tensor)
+        self.open[name] = own_storage(tensor)
         self.open_bytes += tensor.nbytes
         self.total_bytes += tensor.nbytes
         # Remembered now: the file's final name depends on how many there will be.
@@ -159,7 +159,7 @@ class _Shards:
     def _write(self) -> None:
         path = self.folder / f"shard-{len(self.files)}.safetensors"
         save_file(self.open, path, metadata={"format": "pt"})
-        _sync(path)
+        sync_file(path)
         self.files.append(path)
         self.open, self.open_bytes = {}, 0
 
@@ -176,7 +176,7 @@ class _Shards:
             for path, name in zip(self.files, names, strict=True):
                 path.rename(self.folder / name)
             index = {name: names[int(file)] for name, file in sorted(self.index.items())}
-            _write_json(
+            write_json(
                 self.folder / WEIGHTS_INDEX,
                 {"metadata": {"total_size": self.total_bytes}, "weight_map": {**index}},
             )
@@ -212,7 +212,7 @@ class _Shards:
             )
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
+def own_storage(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the CPU, contiguous, alone in its storage (which files require)."""
     tensor = tensor.detach().to("cpu").contiguous()
     shared = tensor.untyped_storage().nbytes() != tensor.nbytes
@@ -228,7 +228,7 @@ def _write_companions(
 ) -> None:
     for name, content in tokenizer_files.items():
         (folder / name).write_bytes(content)
-        _sync(folder / name)
+        sync_file(folder / name)
     if source is not None:
         for name in (*TOKENIZER_FILES, GENERATION_CONFIG):
             given = name in tokenizer_files or (
@@ -236,22 +236,24 @@ def _write_companions(
             )
             if not given and (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-                _sync(folder / name)
+                sync_file(folder / name)
     if generation_config is None and not (folder / GENERATION_CONFIG).exists():
         hf = to_hf(config)
         keys = ("bos_token_id", "eos_token_id")
         generation_config = {key: hf[key] for key in keys if hf[key] is not None}
     if generation_config:
-        _write_json(folder / GENERATION_CONFIG, generation_config)
+        write_json(folder / GENERATION_CONFIG, generation_config)
 
 
-def _write_json(path: Path, values: Mapping[str, JSON]) -> None:
+def write_json(path: Path, values: Mapping[str, JSON]) -> None:
+    """Write `values` to `path`, synced. ValueError for NaN and infinities, which JSON lacks."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.write_text(text, encoding="utf-8")
-    _sync(path)
+    sync_file(path)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Make what was written to `path` last through a loss of power."""
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())
 
@@ -264,16 +266,17 @@ def _publish(temporary: Path, target: Path) -> None:
     temporary.chmod(0o777 & ~umask)
     for file in temporary.iterdir():
         file.chmod(0o666 & ~umask)
-    if os.name == "posix":
-        _sync_folder(temporary)
+    sync_folder(temporary)
     if target.is_dir():
         target.rmdir()
     temporary.rename(target)
-    if os.name == "posix":
-        _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` last through a loss of power, where the system can."""
+    if os.name != "posix":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

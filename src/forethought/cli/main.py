@@ -23,7 +23,7 @@ Verb = Callable[[], int]
 """What a parsed command line becomes. It runs after typer is done, because typer turns Ctrl-C
 into an exception of its own and prints an empty line."""
 
-VERBS = ("ask", "chat", "models", "paths", "doctor")
+VERBS = ("ask", "chat", "models", "train", "problems", "paths", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -34,6 +34,8 @@ _ABOUT = """Ask a reasoning model on your own machine, and watch it think.
   forethought ask "Are tomatoes fruits?"     the thought on stderr, the answer on stdout
   forethought chat                           a conversation, with history and commands
   forethought models list                    what there is, and what is on disk
+  forethought train RECIPE --out DIR         train a model that thinks, from nothing
+  forethought problems list                  what such a model is asked
 
 Nothing leaves this machine unless you name a server or download a model.
 """
@@ -151,6 +153,14 @@ def _register(app: typer.Typer, verb: str) -> None:
         from forethought.cli.models import models
 
         app.add_typer(models, name="models")
+    elif verb == "train":
+        from forethought.cli.train import train
+
+        app.command("train", cls=PlainCommand)(train)
+    elif verb == "problems":
+        from forethought.cli.problems import problems
+
+        app.add_typer(problems, name="problems")
     elif verb == "paths":
         from forethought.cli.paths import paths
 

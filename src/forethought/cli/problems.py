@@ -1,0 +1,252 @@
+"""``forethought problems``: the families of checkable problems, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forethought.cli import options
+from forethought.cli.terminal import columns, nearest, print_json, require
+from forethought.cli.terminal import show as show_text
+from forethought.cli.usage import PlainCommand, PlainGroup
+
+if TYPE_CHECKING:
+    from forethought.problems.family import Family
+    from forethought.problems.problem import Language, Problem
+
+_EXAMPLE_WIDTH = 72
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+problems = typer.Typer(
+    cls=PlainGroup,
+    help="See the problems that a model is trained on, and check an answer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FamilyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="FAMILY", help="A family of `problems list`, or your own: path/to/file.py:Class."
+    ),
+]
+Level = Annotated[
+    int, typer.Option("--level", help="Level of difficulty, from 1 upwards.", metavar="N")
+]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", help="Which problem of the level, a number from 0.", metavar="N"),
+]
+Tongue = Annotated[
+    str | None,
+    typer.Option("--language", help="Its language (default: drawn).", metavar="en|zh"),
+]
+
+
+@problems.command("list", cls=PlainCommand)
+def list_(as_json: options.AsJson = False) -> Callable[[], int]:
+    """List the bundled families: their levels, how they are worked, an example.
+
+    A family without worked thoughts in pretraining is only ever met as question and answer there.
+    """
+    return lambda: _list(as_json=as_json)
+
+
+@problems.command("show", cls=PlainCommand)
+def show(
+    family: FamilyName,
+    level: Level = 1,
+    seed: Seed = 0,
+    language: Tongue = None,
+    work: Annotated[bool, typer.Option("--work", help="Work it out, too.")] = False,
+    style: Annotated[
+        str | None,
+        typer.Option("--style", help="How (default: the plainest way).", metavar="STYLE"),
+    ] = None,
+    as_json: options.AsJson = False,
+) -> Callable[[], int]:
+    """Show one problem: the same family, level and seed always give the same one.
+
+    \b
+      forethought problems show sorting --level 2 --seed 7
+      forethought problems show sorting --level 2 --seed 7 --work --style check
+    """
+
+    def run() -> int:
+        chosen = _Chosen.of(family, level, seed, language)
+        return _show(chosen, style or ("" if work else None), as_json=as_json)
+
+    return run
+
+
+@problems.command("verify", cls=PlainCommand)
+def verify(
+    family: FamilyName,
+    answer: Annotated[
+        str,
+        typer.Option(
+            "--answer",
+            help="A final answer, or a whole sample with <think> and <answer> tags.",
+            metavar="TEXT",
+        ),
+    ],
+    level: Level = 1,
+    seed: Seed = 0,
+    language: Tongue = None,
+    as_json: options.AsJson = False,
+) -> Callable[[], int]:
+    """Check an answer to the problem that `show` shows. Exit code 0 if it is right, 1 if not.
+
+    \b
+      forethought problems verify sorting --level 2 --seed 7 --answer "1, 2, 3, 4"
+    """
+    return lambda: _verify(_Chosen.of(family, level, seed, language), answer, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The family and the problem that the options name."""
+
+    family: Family
+    problem: Problem
+
+    @classmethod
+    def of(cls, name: str, level: int, seed: int, language: str | None) -> _Chosen:
+        """Raises UserError for a family, a level, a seed or a language that there is not."""
+        from forethought.problems.registry import family
+
+        require(seed >= 0, f"--seed must be at least 0, not {seed}.")
+        found = family(name)
+        return cls(found, found.problem(level, seed, _language(language)))
+
+
+def _language(word: str | None) -> Language | None:
+    from forethought.problems.problem import LANGUAGES
+
+    for language in LANGUAGES:
+        if word == language:
+            return language
+    hint = nearest(word or "", [*LANGUAGES])
+    require(word is None, f"--language must be one of {', '.join(LANGUAGES)}, not {word!r}{hint}.")
+    return None
+
+
+def _list(*, as_json: bool) -> int:
+    from forethought.problems.registry import BUNDLED, family
+
+    rows = []
+    for name in BUNDLED:
+        one = family(name)
+        rows.append(
+            {
+                "name": name,
+                "levels": one.levels,
+                "bare": one.bare,
+                "styles": list(one.styles),
+                "example": one.problem(1, 0, "en").text,
+            }
+        )
+    if as_json:
+        print_json({"families": rows}, indent=2)
+        return 0
+    table = [["family", "levels", "worked", "example"]]
+    table += [
+        [
+            str(row["name"]),
+            f"1-{row['levels']}",
+            "no" if row["bare"] else ", ".join(one for one in _texts(row["styles"])),
+            _one_line(str(row["example"])),
+        ]
+        for row in rows
+    ]
+    show_text(columns(table))
+    return 0
+
+
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _EXAMPLE_WIDTH else line[: _EXAMPLE_WIDTH - 3] + "..."
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
+    return {
+        "family": problem.family,
+        "level": problem.level,
+        "seed": problem.seed,
+        "language": problem.language,
+        "held_out": problem.held_out,
+        "question": problem.text,
+        "answer": problem.answer,
+        "canonical": problem.canonical,
+    }
+
+
+def _show(chosen: _Chosen, style: str | None, *, as_json: bool) -> int:
+    """``style``: None shows no work, "" the plainest."""
+    from random import Random
+
+    problem = chosen.problem
+    facts = _facts(problem)
+    text = f"{problem.text}\n"
+    if style is not None:
+        styles = list(chosen.family.styles)
+        style = style or styles[0]
+        require(
+            style in styles,
+            f"{problem.family} has no style {style!r}: its styles are {', '.join(styles)}.",
+        )
+        worked = chosen.family.worked(problem, Random(problem.seed), style=style)
+        thought = ("" if problem.language == "zh" else " ").join(worked.steps)
+        facts |= {"style": style, "steps": list(worked.steps), "arrives_at": worked.answer}
+        text += f"\n{thought}\n\n{worked.answer or 'It arrives at no answer.'}\n"
+    if as_json:
+        print_json(facts, indent=2)
+    else:
+        show_text(text)
+    return 0
+
+
+def _verify(chosen: _Chosen, text: str, *, as_json: bool) -> int:
+    from forethought.problems.problem import wrong
+
+    problem = chosen.problem
+    final = _final(text)
+    if final is None:
+        verdict = wrong("the sample has no final answer after its thought")
+    else:
+        verdict = chosen.family.verify(problem, final)
+    if as_json:
+        print_json(
+            {
+                **_facts(problem),
+                "final_answer": final,
+                "status": verdict.status,
+                "reason": verdict.reason,
+            },
+            indent=2,
+        )
+    elif verdict.correct:
+        show_text("correct\n")
+    else:
+        show_text(f"{verdict.status}: {verdict.reason}\n")
+    return 0 if verdict.correct else 1
+
+
+def _final(text: str) -> str | None:
+    """The final answer in what was given: all of it, unless its tags say that it is a sample."""
+    if not any(tag in text for tag in _TAGS):
+        return text.strip()
+    from forethought.dialogue.final_answer import final_answer
+    from forethought.dialogue.parse import parse
+
+    # A prompt may have opened the thought: then the sample has its end only.
+    return final_answer(parse(text, assume_thought="</think>" in text).raw_answer)

@@ -1,0 +1,227 @@
+"""``forethought train``: a recipe, from the first token to a model that thinks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forethought.cli import options
+from forethought.cli.settings import MAX_SEED, MAX_THREADS
+from forethought.cli.terminal import note, print_json, require
+from forethought.cli.terminal import show as show_text
+from forethought.errors import UserError
+
+if TYPE_CHECKING:
+    from forethought.recipes.reading import LoadedRecipe
+
+INTERRUPTED = 130
+_STOPPING = b"forethought: stopping after this step; once more leaves at once.\n"
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="The name of a bundled recipe, or the path of a TOML file."
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="The run's folder: a new one, or with --resume its own."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out from its last state.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything and say what it takes (sizes, memory, time); train nothing.",
+        ),
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Another seed than the recipe's.", metavar="N"),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Other CPU threads than the recipe's.", metavar="N"),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write the metrics for TensorBoard, too."),
+    ] = False,
+    as_json: options.AsJson = False,
+    unsafe_no_sandbox: Annotated[
+        bool,
+        typer.Option(
+            "--unsafe-no-sandbox",
+            help="Run a reward function of your own without the sandbox that contains it.",
+        ),
+    ] = False,
+) -> Callable[[], int]:
+    """Train a model as a recipe says. Progress goes to stderr; needs the extra train.
+
+    \b
+      forethought train my-recipe.toml --dry-run
+      forethought train my-recipe.toml --out my-run
+      forethought train my-recipe.toml --out my-run --resume
+
+    Ctrl-C (or SIGTERM) finishes the step, saves, and prints the line that goes on from there;
+    a second one leaves at once, and the run goes on from its last saved state.
+    """
+    asked = _Asked(recipe, out, seed, threads)
+
+    def run() -> int:
+        if dry_run:
+            require(not resume, "--dry-run and --resume exclude each other: leave one out.")
+            return _dry_run(asked, as_json=as_json)
+        return _train(
+            asked,
+            resume=resume,
+            tensorboard=tensorboard,
+            unsafe_no_sandbox=unsafe_no_sandbox,
+            as_json=as_json,
+        )
+
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the command line names."""
+
+    recipe: str
+    out: str | None
+    seed: int | None
+    threads: int | None
+
+    def load(self) -> LoadedRecipe:
+        """The recipe with the options in it. Raises UserError: one sentence."""
+        from forethought.engines.load import require_torch
+
+        _check_range("--seed", self.seed, 0, MAX_SEED)
+        _check_range("--threads", self.threads, 1, MAX_THREADS)
+        require_torch("train")
+        from forethought.recipes.reading import read_recipe
+
+        return read_recipe(self.recipe).changed(seed=self.seed, threads=self.threads)
+
+    def going_on(self) -> str:
+        """The command line that goes on with the run."""
+        words = ["forethought", "train", self.recipe, "--out", self.out or "", "--resume"]
+        for option, value in (("--seed", self.seed), ("--threads", self.threads)):
+            words += [] if value is None else [option, str(value)]
+        return shlex.join(words)
+
+
+def _check_range(option: str, value: int | None, low: int, high: int) -> None:
+    require(
+        value is None or low <= value <= high,
+        f"{option} must be from {low} to {high}, not {value}.",
+    )
+
+
+def _dry_run(asked: _Asked, *, as_json: bool) -> int:
+    loaded = asked.load()
+    from forethought.recipes.dry_run import dry_run
+
+    found = dry_run(loaded)
+    if as_json:
+        print_json(found.as_json(), indent=2)
+    else:
+        show_text(found.as_text())
+    return 0
+
+
+def _train(
+    asked: _Asked, *, resume: bool, tensorboard: bool, unsafe_no_sandbox: bool, as_json: bool
+) -> int:
+    if not asked.out:
+        raise UserError("train needs --out DIR, the folder of the run (or --dry-run).")
+    from forethought.paths import expand
+
+    out = expand(asked.out)
+    loaded = asked.load()
+    from forethought.cli.train_display import TrainDisplay
+    from forethought.recipes import run
+
+    with StopAfterStep() as stop, TrainDisplay(sys.stderr, loaded.recipe.name, stop) as display:
+        result = run.train(
+            loaded,
+            out,
+            resume=resume,
+            monitor=display,
+            tensorboard=tensorboard,
+            unsafe_no_sandbox=unsafe_no_sandbox,
+        )
+    if as_json:
+        print_json(
+            {
+                "recipe": loaded.recipe.name,
+                "digest": loaded.digest,
+                "path": str(result.path),
+                "finished": result.finished,
+                "summary": result.summary,
+            },
+            indent=2,
+        )
+    if result.finished:
+        note(f"Done: {_shown(result.path)}")
+        return 0
+    note(f"resumable: {asked.going_on()}")
+    return INTERRUPTED if stop.signal == signal.SIGINT else 0
+
+
+def _shown(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+class StopAfterStep:
+    """While entered, the first Ctrl-C or SIGTERM asks the run to stop, the second one raises.
+
+    Calling it says whether the run was asked. The handler writes with `os.write` alone: it may
+    interrupt anything, also a write to the same terminal.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> StopAfterStep:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._asked)
+        return self
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        try:
+            if not os.isatty(2):  # on a terminal the display says it
+                os.write(2, _STOPPING)
+        except OSError:
+            pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)

@@ -1,0 +1,1 @@
+"""Held-out pass@1, its errors, and the report of a run."""

@@ -1,0 +1,1 @@
+"""The bundled problem families, one file each; `forethought.problems.registry` finds them."""

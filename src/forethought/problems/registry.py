@@ -1,0 +1,91 @@
+"""Families by name: the bundled ones, and a person's own from a file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from forethought.errors import UserError
+from forethought.problems.family import Family
+
+BUNDLED: Final = {
+    "countdown": "countdown:Countdown",
+    "game24": "game24:Game24",
+    "chained_arithmetic": "chained_arithmetic:ChainedArithmetic",
+    "linear_equations": "linear_equations:LinearEquations",
+    "gcd_lcm": "gcd_lcm:GcdLcm",
+    "base_conversion": "base_conversion:BaseConversion",
+    "letter_counting": "letter_counting:LetterCounting",
+    "sorting": "sorting:Sorting",
+    "calendar_clock": "calendar_clock:CalendarClock",
+    "number_sequences": "number_sequences:NumberSequences",
+    "knights_knaves": "knights_knaves:KnightsKnaves",
+    "family_relations": "family_relations:FamilyRelations",
+    "word_problems": "word_problems:WordProblems",
+    "sudoku4": "sudoku4:Sudoku4",
+}
+"""Name: file and class in `forethought.problems.families`. Imported when first used."""
+
+
+def family(spec: str, *, folder: Path | None = None) -> Family:
+    """The family of a name, or of ``path/to/file.py:Class`` (relative to ``folder``).
+
+    A file is the person's own code and is run. Raises UserError: an unknown name (with the nearest
+    one), a file or class that is not there or is no family.
+    """
+    if ":" in spec:
+        return _from_file(spec, folder or Path())
+    place = BUNDLED.get(spec)
+    if place is None:
+        near = difflib.get_close_matches(spec, BUNDLED, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUNDLED)}."
+        raise UserError(f"there is no problem family {spec!r}: {hint}")
+    module, _, name = place.partition(":")
+    made: Family = getattr(
+        importlib.import_module(f"forethought.problems.families.{module}"), name
+    )()
+    return made
+
+
+def families(specs: Iterable[str], *, folder: Path | None = None) -> list[Family]:
+    """Several of them; UserError where two have the same name."""
+    found = [family(spec, folder=folder) for spec in specs]
+    names = [one.name for one in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two problem families are called {name!r}: give one another name.")
+    return found
+
+
+def _from_file(spec: str, folder: Path) -> Family:
+    file_text, _, name = spec.rpartition(":")
+    path = (folder / file_text).resolve()
+    if not path.is_file():
+        raise UserError(f"{spec}: there is no file {path}; write path/to/file.py:Class.")
+    module_name = f"forethought_own_{path.stem}_{abs(hash(str(path))):x}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        made = importlib.util.spec_from_file_location(module_name, path)
+        if made is None or made.loader is None:
+            raise UserError(f"{path} is no Python file: a family is a class in a .py file.")
+        module = importlib.util.module_from_spec(made)
+        sys.modules[module_name] = module
+        try:
+            made.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise UserError(
+                f"{path} cannot be imported ({type(error).__name__}: {error})."
+            ) from error
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Family)):
+        raise UserError(f"{path} has no class {name!r} that is a Family.")
+    try:
+        return cls()
+    except TypeError as error:
+        raise UserError(f"{spec} cannot be made without arguments ({error}).") from None

@@ -1,0 +1,370 @@
+"""Group relative policy optimisation on checkable problems: rollouts, rewards, updates.
+
+One set of weights samples and is trained. A rollout's groups are cut into minibatches, one
+optimiser step each; with one minibatch the policy that sampled is the policy that is trained, and
+the sampler's log-probabilities are the old ones either way: no pass is made to compute them again.
+
+N: input tokens of a row, L: loss tokens, S: samples, M: layers with experts, K: experts a token.
+
+Sources: DeepSeekMath (arXiv:2402.03300) section 4.1, DeepSeek-R1 (arXiv:2501.12948) sections 2.1
+and 2.2, DAPO (arXiv:2503.14476) section 3.2, routing replay (arXiv:2510.11370).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from forethought.engines.protocol import SamplingParameters
+from forethought.engines.torch.rollout import RolloutSample
+from forethought.models.causal_lm import CausalLM
+from forethought.models.deepseek_v3.routing import flipped_share
+from forethought.problems.stream import ProblemStream
+from forethought.training.batches import PackedBatch, micro_batches
+from forethought.training.config import RLConfig
+from forethought.training.judging import Judge
+from forethought.training.losses import (
+    LossMetrics,
+    Normaliser,
+    TokenBatch,
+    k3_mismatch,
+    policy_loss,
+)
+from forethought.training.monitor import Number
+from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, learning_rate
+from forethought.training.policy import Policy, Scored, experts_of
+from forethought.training.rollouts import Group, groups_of, rollout_metrics
+from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
+from forethought.training.supervised import ExpertBalance
+
+_MOST_UNSCORABLE = 0.5
+"""Share of a rollout's samples without a verdict from which on training stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A sample that has a loss."""
+
+    group: Group
+    at: int
+
+    @property
+    def sample(self) -> RolloutSample:
+        return self.group.samples[self.at]
+
+    @property
+    def advantage(self) -> float:
+        return float(self.group.advantages_G[self.at])
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What the micro-batches of an optimiser step add up to."""
+
+    loss: LossMetrics | None = None
+    entropy: float = 0.0
+    mismatch: float = 0.0
+    tokens: int = 0
+    flipped: float = 0.0
+    routed: int = 0
+    replayed: int = 0
+
+
+class GRPO:
+    """Implements :class:`forethought.training.stage.Stage`. ``seed`` decides noise and order; the
+    problems come from ``stream`` by a cursor."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: MasterAdamW,
+        config: RLConfig,
+        stream: ProblemStream,
+        judge: Judge,
+        seed: int,
+    ) -> None:
+        self.steps, self.number = config.steps, 0
+        self._policy, self._optimizer, self._config = policy, optimizer, config
+        self._stream, self._judge, self._seed = stream, judge, seed
+        self._next = 0
+        """Problems used up."""
+        self._rollouts = 0
+        self._minibatches: list[list[Group]] = []
+        self._fresh = False
+        """No update since the rollout: sampler and trainer are the same policy."""
+        self._replaying = False
+        """Sampler and trainer disagreed on this rollout: its experts are replayed."""
+        self._figures: dict[str, Number] = {}
+        self._phases: dict[str, float] = {}
+        self._sampled = 0
+        self._thought: tuple[str, str, float] | None = None
+        self._balance = ExpertBalance(policy.network, mtp=False)
+        self._reference = _frozen_copy(policy.network) if config.loss.beta else None
+
+    @property
+    def resumable(self) -> bool:
+        """Between rollouts."""
+        return not self._minibatches
+
+    # -- one step
+
+    def step(self) -> StepResult:
+        sampled = 0
+        if not self._minibatches:
+            cursor, rollouts = self._next, self._rollouts
+            try:
+                self._roll_out()
+            except TrainingStopped:
+                self._next, self._rollouts = cursor, rollouts
+                raise
+            sampled = self._sampled
+        else:
+            self._phases = {}
+        if self._reference is not None and self.number % self._config.reference_every == 0:
+            self._reference.load_state_dict(self._policy.network.state_dict())
+        groups = self._minibatches.pop(0)
+        started = time.perf_counter()
+        metrics = self._update(groups)
+        self._phases["training"] = time.perf_counter() - started
+        self._fresh = False
+        self.number += 1
+        thought, self._thought = self._thought, None
+        return StepResult({**self._figures, **metrics}, sampled, self._phases, thought)
+
+    # -- the rollout
+
+    def _roll_out(self) -> None:
+        """Sample groups, judge them, and lay them out as minibatches."""
+        config = self._config
+        self._phases, self._sampled = {"sampling": 0.0, "verdicts": 0.0}, 0
+        groups = self._sample_groups(config.problems_per_rollout)
+        everything = list(groups)
+        if config.dynamic_sampling:
+            groups = [group for group in groups if not group.dead]
+            for _ in range(config.dynamic_sampling_rounds - 1):
+                missing = config.problems_per_rollout - len(groups)
+                if missing <= 0:
+                    break
+                more = self._sample_groups(missing)
+                everything += more
+                groups += [group for group in more if not group.dead]
+        self._check_verdicts(everything)
+        self._figures = {**rollout_metrics(everything), "groups": len(everything)}
+        self._thought = self._worth_showing(everything)
+        Random((self._seed << 32) ^ self._rollouts).shuffle(groups)
+        self._rollouts += 1
+        share = -(-len(groups) // config.minibatches) if groups else 0
+        self._minibatches = [
+            groups[at * share : (at + 1) * share] for at in range(config.minibatches)
+        ]
+        self._fresh, self._replaying = True, False
+
+    def _sample_groups(self, count: int) -> list[Group]:
+        config = self._config
+        started = time.perf_counter()
+        first = self._next
+        problems = [self._stream[first + at] for at in range(count)]
+        self._next += count
+        samples = self._policy.sample(
+            problems,
+            config.group_size,
+            [(self._seed << 40) ^ (first + at) for at in range(count)],
+            SamplingParameters(temperature=config.temperature, top_p=1.0),
+            config.max_tokens,
+            rows=config.rows,
+            record_experts=True,
+        )
+        sampled = time.perf_counter()
+        judged = [
+            [self._judge.judge(problem, sample.ids) for sample in group]
+            for problem, group in zip(problems, samples, strict=True)
+        ]
+        self._phases["sampling"] += sampled - started
+        self._phases["verdicts"] += time.perf_counter() - sampled
+        self._sampled += sum(len(sample.ids) for group in samples for sample in group)
+        return groups_of(problems, samples, judged, config.loss, config.max_tokens)
+
+    @staticmethod
+    def _check_verdicts(groups: Sequence[Group]) -> None:
+        judged = [one for group in groups for one in group.judged]
+        failed = [one for one in judged if one.reward is None]
+        if len(failed) > _MOST_UNSCORABLE * len(judged):
+            raise TrainingStopped(
+                f"{len(failed)} of {len(judged)} samples could not be judged "
+                f"({failed[0].verdict.reason}): mend the verifier or the own reward first."
+            )
+
+    def _worth_showing(self, groups: Sequence[Group]) -> tuple[str, str, float] | None:
+        """One sample of the rollout, another problem each time."""
+        group = groups[self._rollouts % len(groups)]
+        reward = group.judged[0].reward
+        ids = [i for i in group.samples[0].ids if i != self._policy.tokenizer.eos_id]
+        pieces = self._policy.tokenizer.tokenizer.pieces(ids)
+        text = b"".join(pieces).decode("utf-8", "replace")
+        return (group.problem.text, text, 0.0 if reward is None else reward)
+
+    # -- the update
+
+    def _update(self, groups: Sequence[Group]) -> dict[str, Number]:
+        """One optimiser step on the samples that have a loss; nothing changes where none has."""
+        config = self._config
+        rate = learning_rate(config.optimizer, self.number, self.steps)
+        trained = [
+            _Trained(group, at)
+            for group in groups
+            for at in range(len(group.samples))
+            if group.learns[at] or (self._reference is not None and self._has_kl(group, at))
+        ]
+        if not trained:
+            return {"learning_rate": rate, "tokens": 0, "trained_samples": 0, "grad_norm": 0.0}
+        normaliser = Normaliser.of(
+            torch.cat([one.sample.logprobs for one in trained]),
+            torch.tensor([len(one.sample.ids) for one in trained]),
+            config.max_tokens,
+        )
+        sequences = [self._policy.sequence(one.group.problem, one.sample) for one in trained]
+        sums = _Sums()
+        for part in micro_batches([one.inputs for one in sequences], config.micro_batch_tokens):
+            batch = PackedBatch([sequences[at] for at in part], self._policy.network.device)
+            self._backward(batch, [trained[at] for at in part], normaliser, sums)
+        try:
+            norm = float(self._optimizer.step(rate))
+        except NonFiniteGradient:
+            self._minibatches = []
+            raise TrainingStopped(
+                "the gradient is not finite: lower optimizer.learning_rate."
+            ) from None
+        self._balance.update(config.bias_step)
+        return self._metrics(sums, rate, norm, len(trained))
+
+    def _has_kl(self, group: Group, at: int) -> bool:
+        """Whether a sample that prefers nothing still counts towards the divergence."""
+        masked = self._config.loss.overlong == "mask" and group.samples[at].truncated
+        return group.judged[at].reward is not None and not masked
+
+    def _backward(
+        self, batch: PackedBatch, trained: Sequence[_Trained], normaliser: Normaliser, sums: _Sums
+    ) -> None:
+        """Add the gradient of one micro-batch's share of the step's loss."""
+        device = self._policy.network.device
+        old_L = torch.cat([one.sample.logprobs for one in trained]).to(device)
+        sampled_MNK = experts_of([one.sample for one in trained])
+        scored, mismatch = self._score(batch, old_L, sampled_MNK, sums)
+        tokens = TokenBatch(
+            scored.logprobs_L,
+            old_L,
+            batch.lengths_S,
+            torch.tensor([one.advantage for one in trained], dtype=torch.float64, device=device),
+            self._reference_logprobs(batch),
+        )
+        loss, metrics = policy_loss(tokens, self._config.loss, normaliser)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums.loss = metrics if sums.loss is None else sums.loss + metrics
+        sums.entropy += float(scored.entropy_L.sum())
+        sums.mismatch += mismatch * len(old_L)
+        sums.tokens += len(old_L)
+        if scored.experts_MNK is not None:
+            self._balance.add(scored.experts_MNK)
+
+    def _score(
+        self,
+        batch: PackedBatch,
+        old_L: torch.Tensor,
+        sampled_MNK: torch.Tensor | None,
+        sums: _Sums,
+    ) -> tuple[Scored, float]:
+        """The policy's log-probabilities, and how far the sampler's were from them.
+
+        Only a fresh rollout tells: after an update the difference is the update. Where it is too
+        large, the pass is made again with the sampler's experts, for the rest of the rollout too.
+        """
+        temperature = self._config.temperature
+        replay = sampled_MNK if self._replaying else None
+        scored = self._policy.score(batch, temperature, replay_MNK=replay)
+        mismatch = k3_mismatch(scored.logprobs_L.detach(), old_L).kl
+        if not self._fresh:
+            return scored, mismatch
+        if sampled_MNK is not None and scored.experts_MNK is not None and replay is None:
+            sums.flipped += flipped_share(sampled_MNK, scored.experts_MNK) * batch.tokens
+            sums.routed += batch.tokens
+            if mismatch > self._config.replay_above:
+                self._replaying = True
+                sums.replayed += 1
+                scored = self._policy.score(batch, temperature, replay_MNK=sampled_MNK)
+                mismatch = k3_mismatch(scored.logprobs_L.detach(), old_L).kl
+        return scored, mismatch
+
+    def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
+        if self._reference is None:
+            return None
+        with torch.no_grad():
+            return self._policy.score(
+                batch, self._config.temperature, network=self._reference
+            ).logprobs_L
+
+    def _metrics(self, sums: _Sums, rate: float, norm: float, trained: int) -> dict[str, Number]:
+        assert sums.loss is not None
+        loss = sums.loss
+        mismatch = sums.mismatch / sums.tokens
+        metrics: dict[str, Number] = {
+            "entropy": sums.entropy / sums.tokens,
+            "kl_sampler_trainer": mismatch if self._fresh else None,
+            "grad_norm": norm,
+            "loss": float(loss.policy_loss),
+            "learning_rate": rate,
+            "tokens": sums.tokens,
+            "trained_samples": trained,
+            "ratio_mean": float(loss.ratio_mean),
+            "ratio_max": float(loss.ratio_max),
+            "clipped_low": float(loss.clipped_low),
+            "clipped_high": float(loss.clipped_high),
+        }
+        if not self._fresh:
+            metrics["kl_old_new"] = mismatch
+        if self._reference is not None:
+            metrics["kl_reference"] = float(loss.kl)
+        if self._policy.has_experts:
+            metrics["flipped_experts"] = sums.flipped / sums.routed if sums.routed else None
+            metrics["replayed_micro_batches"] = sums.replayed
+        return metrics
+
+    # -- state
+
+    def state(self) -> tuple[Tensors, Facts]:
+        if not self.resumable:
+            raise ValueError("a state is taken between rollouts")
+        tensors = {f"optimizer.{n}": t for n, t in self._optimizer.state_tensors().items()}
+        if self._reference is not None:
+            reference = self._reference.state_dict()
+            tensors |= {f"reference.{name}": tensor for name, tensor in reference.items()}
+        facts = {"number": self.number, "next_problem": self._next, "rollouts": self._rollouts}
+        return tensors, facts
+
+    def load(self, tensors: Tensors, facts: Facts) -> None:
+        number, following, rollouts = facts["number"], facts["next_problem"], facts["rollouts"]
+        assert isinstance(number, int)
+        assert isinstance(following, int)
+        assert isinstance(rollouts, int)
+        self.number, self._next, self._rollouts = number, following, rollouts
+        parts: dict[str, dict[str, torch.Tensor]] = {"optimizer": {}, "reference": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self._optimizer.load_state_tensors(parts["optimizer"])
+        if self._reference is not None:
+            self._reference.load_state_dict(parts["reference"])
+
+    def close(self) -> None:
+        self._minibatches = []
+
+
+def _frozen_copy(network: CausalLM) -> CausalLM:
+    """The policy of this moment, which nothing trains."""
+    made = copy.deepcopy(network)
+    made.requires_grad_(requires_grad=False)
+    return made
