@@ -4,6 +4,7 @@
 #   make ask Q="What's 2+2?"     ask another
 #   make test                    the tests (make test-slow: the long ones)
 #   make check                   formatting, lint, types, who may import whom
+#   make audit                   hostile and odd answers to every bundled problem family
 #   make bench                   every script in benchmarks/
 #   make clean                   remove .venv and everything made by the tools
 
@@ -25,11 +26,11 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help ask test test-slow check bench clean
+.PHONY: help ask test test-slow check audit bench clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,9s/^# *//p' Makefile
 
 # Stamp files: what is installed and unchanged is not looked at again.
 
@@ -65,6 +66,9 @@ check: $(VENV)/.all
 	@echo "ruff check" >&2; $(BIN)/ruff check .
 	@echo "mypy" >&2; $(BIN)/mypy
 	@echo "lint-imports" >&2; $(BIN)/lint-imports
+
+audit: $(VENV)/.all
+	@$(BIN)/forethought problems audit
 
 bench: $(VENV)/.all
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(BIN)/python $$script; done

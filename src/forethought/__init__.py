@@ -28,22 +28,32 @@ if TYPE_CHECKING:
     from forethought.engines.protocol import ThoughtDelta as ThoughtDelta
     from forethought.errors import ForethoughtError as ForethoughtError
     from forethought.errors import UserError as UserError
+    from forethought.problems.family import Family as Family
+    from forethought.problems.family import Worked as Worked
+    from forethought.problems.problem import Problem as Problem
+    from forethought.problems.problem import Verdict as Verdict
+    from forethought.recipes.api import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AnswerDelta": "forethought.engines.protocol",
     "Budget": "forethought.engines.protocol",
+    "Family": "forethought.problems.family",
     "Finished": "forethought.engines.protocol",
     "ForethoughtError": "forethought.errors",
     "Message": "forethought.dialogue.messages",
     "Model": "forethought.engines.model",
+    "Problem": "forethought.problems.problem",
     "Prompt": "forethought.dialogue.messages",
     "Sample": "forethought.engines.protocol",
     "SamplingParameters": "forethought.engines.protocol",
     "ThoughtDelta": "forethought.engines.protocol",
     "UserError": "forethought.errors",
+    "Verdict": "forethought.problems.problem",
+    "Worked": "forethought.problems.family",
     "load": "forethought.engines.load",
+    "train": "forethought.recipes.api",
 }
 
 _ROOMS = ("models",)

@@ -67,6 +67,11 @@ class SyntheticRun:
                 self._evaluate("rl", step, step / self.rl)
         return self.write(finished=finished and stop_after is None)
 
+    def one_step(self) -> Path:
+        """A run that has just begun: one step of pretraining, no film."""
+        self._pretrain_step(1)
+        return self.write(finished=False)
+
     def write(self, *, finished: bool) -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
         run = json.dumps({"format": 1, "identity": IDENTITY}, indent=2)

@@ -67,11 +67,12 @@ class TestProbes:
         refused(sandbox, "read", path, "FileNotFoundError", "PermissionError")
 
     def test_no_environment(self, sandbox: Sandbox) -> None:
-        found = sandbox.call("read", "/proc/1/environ").value
+        refused(sandbox, "read", "/proc/1/environ", "PermissionError")
+        found = sandbox.call("read", "/proc/self/environ").value
         assert isinstance(found, str)
         assert {line.partition("=")[0] for line in found.split("\0") if line} <= {
             "HOME", "LANG", "MPLCONFIGDIR", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
-            "PYTHONHASHSEED",
+            "PYTHONHASHSEED", "PWD",
         }  # fmt: skip
 
     def test_home_cannot_be_read(self, sandbox: Sandbox, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ class TestProbes:
         threads = sandbox.call("threads", None).value
         assert isinstance(threads, int)
         assert threads <= 200  # root is not held to RLIMIT_NPROC; they end with the request
-        assert len(tree(sandbox)) <= 3
+        assert len(tree(sandbox)) == 2
 
     def test_disk_is_limited(self, sandbox: Sandbox) -> None:
         refused(sandbox, "big_file", "/tmp/big", "OSError")
@@ -117,7 +118,7 @@ class TestProbes:
         refused(sandbox, "kill_all", None, "PermissionError")
         refused(sandbox, "memory_of_parent", None, "PermissionError")
         starts = sandbox.stats.starts
-        assert sandbox.call("forge", None).reason == "the grader's process died"
+        sandbox.call("forge", None)  # may spoil its own answer, and no other
         assert sandbox.call("echo", "honest").value == "honest"
         assert sandbox.stats.starts == starts
 
@@ -182,7 +183,7 @@ class TestLife:
         asking.start()
         time.sleep(0.3)
         processes = tree(sandbox)
-        assert len(processes) >= 3
+        assert len(processes) == 3
         asking.join()
         sandbox.close()
         time.sleep(0.5)
@@ -273,7 +274,7 @@ class TestRefusal:
         ("removed", "leak"),
         [
             ("--unshare-net", "the network can be reached"),
-            ("--unshare-pid", "other processes can be seen"),
+            ("--unshare-pid --as-pid-1", "other processes can be seen"),
             ("--clearenv", "the environment is not empty"),
             ("--remount-ro /", "system folders can be written"),
         ],
@@ -302,7 +303,7 @@ class TestRefusal:
             "interfaces": ["lo"],
             "host_file": False,
             "environment": ["HOME", "PWD"],
-            "processes": 3,
+            "processes": 2,
             "fork": False,
             "writable": [],
         }

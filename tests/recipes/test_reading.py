@@ -222,6 +222,8 @@ BAD = [
      "stages[2] (rl): optimizer.warmup_steps 5 is more than the 4 steps of the stage."),
     ("group_size = 4", "group_size = 4\nreward = {accuracy = 0, format = 0}",
      "stages[2] (rl): reward: accuracy, format and own_weight are all 0, so nothing is rewarded."),
+    ("group_size = 4", "group_size = 4\nloss.bata = 0.1",
+     "stages[2] (rl): loss.bata is an unknown key; did you mean beta?"),
     ("num_experts_per_tok = 2", "num_experts_per_tok = 5",
      "model: num_experts_per_tok 5 is more than the 4 experts that the kept groups hold."),
     ("problems = 4\nmax_tokens = 32", "problems = 4\nmax_tokens = 513",

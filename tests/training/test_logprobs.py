@@ -33,7 +33,7 @@ def close(one, other, tolerance=1e-10):
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     tokens=st.integers(1, 12),
     vocabulary=st.integers(1, 40),
@@ -59,11 +59,10 @@ def test_values_and_gradients_equal_the_plain_computation_in_float64(
         close(one, other)
 
 
-@pytest.mark.parametrize("chunk", [3, 7])
-def test_gradients_pass_gradcheck(chunk):
+def test_gradients_pass_gradcheck():
     hidden, head, targets = inputs(7, 3, 5)
     assert torch.autograd.gradcheck(
-        lambda h, w: token_logprobs(h, w, targets, 0.7, chunk)[0], (hidden, head)
+        lambda h, w: token_logprobs(h, w, targets, 0.7, 3)[0], (hidden, head)
     )
 
 
@@ -106,9 +105,7 @@ def test_temperature_is_in_the_log_probabilities_as_the_sampler_has_it():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_log_probabilities_are_never_positive_and_always_finite(dtype, scale, chunk):
     """Certain tokens and impossible ones: logits of up to 100,000 on both sides."""
-    hidden, head, _ = inputs(
-        64, 8, 33, dtype, scale=min(scale, 1e3) if dtype == torch.float16 else scale
-    )
+    hidden, head, _ = inputs(64, 8, 33, dtype, scale=scale)
     best = (hidden.float() @ head.float().T).argmax(dim=-1)
     for targets in (best, (best + 1) % 33):
         logprobs, entropy = token_logprobs(hidden, head, targets, 0.5, chunk)
@@ -197,5 +194,5 @@ def test_no_tokens_are_no_error(chunk):
 
 @pytest.mark.parametrize(("temperature", "chunk"), [(0.0, None), (-1.0, None), (1.0, 0)])
 def test_impossible_arguments_are_refused(temperature, chunk):
-    with pytest.raises(ValueError, match="temperature|chunk"):
+    with pytest.raises(ValueError, match=r"temperature|chunk"):
         token_logprobs(*inputs(2, 3, 4), temperature, chunk)

@@ -299,3 +299,26 @@ def test_the_schedule_rises_then_falls(total, warmup, decay, kind, final):
         assert rates[-1] == pytest.approx(2 * final)
     if 0 < warmup <= total - decay:
         assert max(rates) == rates[warmup - 1] == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_nothing_waits_and_a_bad_gradient_changes_nothing(dtype):
+    network = toy(dtype).cuda()
+    optimizer = MasterAdamW(network.named_parameters(), CONFIG)
+    ids = torch.arange(8, device="cuda")
+    for scale in (1.0, 1.0, math.nan, 1.0):
+        before = weights(network)
+        state = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (network(ids).float().square().mean() * scale).backward()
+            norm = optimizer.step(0.01)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        same = all(torch.equal(t, before[name]) for name, t in weights(network).items())
+        kept = all(torch.equal(t, state[name]) for name, t in optimizer.state_tensors().items())
+        assert (same, kept) == ((True, True) if math.isnan(scale) else (False, False))
+        if math.isnan(scale):
+            with pytest.raises(NonFiniteGradient):
+                check_norm(norm)

@@ -23,7 +23,7 @@ Verb = Callable[[], int]
 """What a parsed command line becomes. It runs after typer is done, because typer turns Ctrl-C
 into an exception of its own and prints an empty line."""
 
-VERBS = ("ask", "chat", "models", "train", "problems", "paths", "doctor")
+VERBS = ("ask", "chat", "models", "train", "report", "problems", "paths", "doctor")
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -35,6 +35,7 @@ _ABOUT = """Ask a reasoning model on your own machine, and watch it think.
   forethought chat                           a conversation, with history and commands
   forethought models list                    what there is, and what is on disk
   forethought train RECIPE --out DIR         train a model that thinks, from nothing
+  forethought report RUN                     how that went: a page of curves and answers
   forethought problems list                  what such a model is asked
 
 Nothing leaves this machine unless you name a server or download a model.
@@ -157,6 +158,10 @@ def _register(app: typer.Typer, verb: str) -> None:
         from forethought.cli.train import train
 
         app.command("train", cls=PlainCommand)(train)
+    elif verb == "report":
+        from forethought.cli.report import report
+
+        app.command("report", cls=PlainCommand)(report)
     elif verb == "problems":
         from forethought.cli.problems import problems
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -106,6 +106,16 @@ def verify(
       forethought problems verify sorting --level 2 --seed 7 --answer "1, 2, 3, 4"
     """
     return lambda: _verify(_Chosen.of(family, level, seed, language), answer, as_json=as_json)
+
+
+@problems.command("audit", cls=PlainCommand)
+def audit(as_json: options.AsJson = False) -> Callable[[], int]:
+    """Check the verifiers of the bundled families; needs the extra train.
+
+    Each gets 200 hostile samples, of which it may accept none, and 200 right ones in odd forms, of
+    which it may refuse one. Exit code 1 if one of them fails.
+    """
+    return lambda: _audit(as_json=as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,28 @@ def _verify(chosen: _Chosen, text: str, *, as_json: bool) -> int:
     else:
         show_text(f"{verdict.status}: {verdict.reason}\n")
     return 0 if verdict.correct else 1
+
+
+def _audit(*, as_json: bool) -> int:
+    from forethought.engines.load import require_torch
+
+    require_torch("problems audit")
+    from forethought.evaluation.audit import audit
+
+    rows = audit()
+    passed = all(row.passed for row in rows)
+    if as_json:
+        print_json({"passed": passed, "families": [asdict(row) for row in rows]}, indent=2)
+        return 0 if passed else 1
+    table = [["family", "hostile", "accepted", "right", "refused", ""]]
+    for row in rows:
+        numbers = (row.hostile, row.false_accepts, row.right, row.false_rejects)
+        table.append([row.family, *map(str, numbers), "" if row.passed else "FAILS"])
+    show_text(columns(table, right=frozenset(range(1, 5))))
+    for row in rows:
+        for example in row.examples:
+            show_text(f"{row.family}: {example}\n")
+    return 0 if passed else 1
 
 
 def _final(text: str) -> str | None:

@@ -37,9 +37,7 @@ _STEP_METRICS: Final = (
     ("thought", "thought_tokens", "{:.0f} tokens"),
     ("entropy", "entropy", "{:.3f}"),
 )
-_EVALUATION_METRICS: Final = (
-    ("pass@1", "pass_at_1", "{:.1%}"),
-)
+_EVALUATION_METRICS: Final = (("pass@1", "pass_at_1", "{:.1%}"),)
 _SMOOTHING: Final = 0.9
 
 

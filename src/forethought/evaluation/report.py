@@ -40,14 +40,13 @@ def write_report(run: Path, out: Path | None = None) -> Report:
     require_matplotlib()
     summary = summarise(record)
     folder = run / FOLDER if out is None else out
-    pictures = [draw(plot, record) for plot in plots_of(record)]
-    page = page_html(record, summary, pictures)
-    paths = tuple(folder / f"{picture.plot.name}.png" for picture in pictures)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        pictures = [draw(plot, record) for plot in plots_of(record)]
+        paths = tuple(folder / f"{picture.plot.name}.png" for picture in pictures)
         for picture, path in zip(pictures, paths, strict=True):
             _write(path, picture.png)
-        _write(folder / PAGE, page.encode("utf-8"))
+        _write(folder / PAGE, page_html(record, summary, pictures).encode("utf-8"))
     except OSError as error:
         raise ModelError(
             f"The report cannot be written to {folder} ({error.strerror or error}): name another "

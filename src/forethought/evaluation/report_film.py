@@ -7,11 +7,13 @@ Everything a model wrote is text (`report_text`), its tags included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from forethought.dialogue.final_answer import ANSWER_CLOSE, ANSWER_OPEN
 from forethought.dialogue.parse import parse
 from forethought.evaluation.report_text import as_attribute, as_html
 from forethought.training.monitor import FilmFrame
@@ -20,6 +22,10 @@ MOST_EVALUATIONS: Final = 48
 """Evaluations on the page; of more, these many spread evenly, first and last among them."""
 _MOST_CHARACTERS: Final = 20_000
 """Characters of a sample on the page."""
+
+_BLANK: Final = " \t\n"
+"""What is left out around a stretch of text: not what `as_html` spells out."""
+_ANSWER_TAG: Final = re.compile(f"({re.escape(ANSWER_OPEN)}|{re.escape(ANSWER_CLOSE)})")
 
 RIGHT: Final = ("right", "✓", "right")
 WRONG: Final = ("wrong", "✗", "wrong")
@@ -79,16 +85,14 @@ def film_html(film: Film) -> str:
 
 
 def _introduction(film: Film) -> str:
+    shown = _count(len(film.moments), "evaluation")
     some = (
-        f" Of {film.left_out + len(film.moments)} evaluations, {len(film.moments)} spread evenly "
-        "are shown; all are in film.jsonl."
-        if film.left_out
-        else ""
+        f" {film.left_out} more between them are in film.jsonl, not here." if film.left_out else ""
     )
     return (
-        f"{_count(len(film.problems), 'held-out problem')}, never trained on, as the model of "
-        f"{_count(len(film.moments), 'evaluation')} answered them: one sample each. Pick a mark to "
-        f"read it; within a problem the arrow keys go from one evaluation to the next.{some}"
+        f"{_count(len(film.problems), 'held-out problem')}, never trained on, as the model "
+        f"answered them at {shown}: one sample each. Pick a mark to read it; within a problem the "
+        f"arrow keys go from one evaluation to the next.{some}"
     )
 
 
@@ -213,16 +217,35 @@ def _turn(number: int, at: int | None, words: str) -> str:
 
 
 def _sample(frame: FilmFrame) -> str:
-    """The sample's stretches in their order; joined, they are its text again."""
+    """Thought and answer side by side. All stretches of the text are there, in their order; only
+    the blank space around each is left out."""
     text, more = frame.text[:_MOST_CHARACTERS], len(frame.text) - _MOST_CHARACTERS
-    reading = parse(text, complete=not frame.truncated)
-    parts = [
-        f'<div class="{segment.kind}">{as_html(segment.text)}</div>' for segment in reading.segments
-    ]
-    if not text:
-        parts.append('<p class="note">Nothing: the sample ended at once.</p>')
+    segments = parse(text, complete=not frame.truncated).segments
+    thinking = "".join(
+        f'<div class="{one.kind}">{as_html(one.text.strip(_BLANK))}</div>'
+        for one in segments
+        if one.kind != "answer" and one.text.strip(_BLANK)
+    )
+    answer = "".join(one.text for one in segments if one.kind == "answer").strip(_BLANK)
+    notes = []
     if more > 0:
-        parts.append(f'<p class="note">{more:,} more characters are in film.jsonl.</p>')
+        notes.append(f"{more:,} more characters are in film.jsonl.")
     if frame.truncated:
-        parts.append('<p class="note">Cut off here, at the token limit.</p>')
+        notes.append("Cut off here, at the token limit.")
+    if not thinking and not answer:
+        notes.append("Nothing: the sample ended at once.")
+    parts = []
+    if thinking:
+        parts.append(f'<div class="part"><h4>Thought</h4>{thinking}</div>')
+    if answer:
+        parts.append(f'<div class="part"><h4>Answer</h4>{_answer(answer)}</div>')
+    parts += [f'<p class="note">{note}</p>' for note in notes]
     return "".join(parts)
+
+
+def _answer(text: str) -> str:
+    pieces = [
+        f'<span class="tag">{as_html(piece)}</span>' if at % 2 else as_html(piece)
+        for at, piece in enumerate(_ANSWER_TAG.split(text))
+    ]
+    return f'<div class="answer">{"".join(pieces)}</div>'

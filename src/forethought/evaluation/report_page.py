@@ -68,12 +68,8 @@ def page_html(run: RunRecord, summary: Summary, pictures: Iterable[Picture]) -> 
 
 
 def _head(summary: Summary) -> str:
-    if summary.finished:
-        state = "Finished"
-    else:
-        begun = [stage for stage in summary.stages if stage.steps] or list(summary.stages[:1])
-        state = f"Not finished: {begun[-1].stage} is at step {steps_text(begun[-1])}"
-    facts = [state, f"{summary.tokens:,} tokens"]
+    state = state_text(summary)
+    facts = [state[0].upper() + state[1:], f"{summary.tokens:,} tokens"]
     if summary.seconds is not None:
         facts.append(duration(summary.seconds))
     if summary.parameters is not None:
@@ -82,6 +78,14 @@ def _head(summary: Summary) -> str:
         f"<header><h1>{as_html(summary.recipe)}</h1>"
         f'<p class="quiet">{as_html("; ".join(facts))}.</p></header>'
     )
+
+
+def state_text(summary: Summary) -> str:
+    """``finished``, or where the run has got to."""
+    if summary.finished:
+        return "finished"
+    newest = [stage for stage in summary.stages if stage.steps][-1:] or list(summary.stages[:1])
+    return f"not finished, {newest[0].stage} at step {steps_text(newest[0])}"
 
 
 # -- what it reached
@@ -145,10 +149,9 @@ def _sentences(trouble: Trouble, summary: Summary) -> Iterable[str]:
     if kl is not None:
         yield f"Largest KL(sampler, trainer): {kl.value:.2e} nats a token ({_where(kl)})."
     if trouble.group_steps:
-        share = _share(trouble.dead_group_steps / trouble.group_steps)
         yield (
-            f"Steps with dead groups: {trouble.dead_group_steps:,} of {trouble.group_steps:,} "
-            f"({share})."
+            f"Steps with dead groups: {trouble.dead_group_steps:,} of {trouble.group_steps:,}; "
+            f"on average {_share(trouble.dead_groups)} of a step's groups were dead."
         )
     if trouble.truncated is not None and trouble.most_truncated is not None:
         worst = trouble.most_truncated

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 _MOST_POINTS: Final = 400
 """Points of a curve in one panel; more steps than that are drawn as means of equal runs of them."""
-_WIDTH, _HEIGHT = 7.2, 2.7
+_NARROWEST: Final = 0.2
+"""Width of a panel as a share of the widest one's, at least."""
+_SIZE: Final = (4.7, 2.7)
+_WIDE: Final = (9.8, 3.2)
+"""Inches, of which a page shows 96 pixels each, so that text has the size it says."""
 
 Style = Literal["held-out", "training", "second", "third"]
 
@@ -45,7 +49,8 @@ class Series:
 class Plot:
     """A figure: ``name`` is its file's, ``caption`` says what is seen, ``unit`` labels the y axis.
 
-    ``share``: the y axis is from 0 to 1. ``own_scale``: every stage has a y axis of its own.
+    ``wide``: it has the whole width of the page. ``share``: the y axis is from 0 to 1.
+    ``own_scale``: every stage has a y axis of its own.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Plot:
     caption: str
     unit: str
     series: tuple[Series, ...]
+    wide: bool = False
     share: bool = False
     log: bool = False
     own_scale: bool = False
@@ -70,6 +76,7 @@ PLOTS: Final = (
             Series("reward_format", "held-out format", True, "second"),
             Series("pass_at_1", "held-out pass@1", True, "held-out", "pass_at_1_stderr"),
         ),
+        wide=True,
         share=True,
     ),
     Plot(
@@ -96,7 +103,7 @@ PLOTS: Final = (
         "entropy",
         "Entropy",
         "Entropy of the sampler's choice, mean over sampled tokens.",
-        "nats a token",
+        "entropy, nats a token",
         (Series("entropy", "training", False, "training"),),
     ),
     Plot(
@@ -104,7 +111,7 @@ PLOTS: Final = (
         "KL(sampler, trainer)",
         "How far sampler and trainer disagree about the same weights; only values above zero have "
         "a place on this axis.",
-        "nats a token, log scale",
+        "KL, nats a token (log scale)",
         (Series("kl_sampler_trainer", "training", False, "training"),),
         log=True,
     ),
@@ -113,7 +120,7 @@ PLOTS: Final = (
         "Truncated samples, dead groups",
         "Samples cut off at the token limit, and groups in which all samples got the same reward "
         "and so taught nothing.",
-        "share",
+        "share of samples, of groups",
         (
             Series("truncated", "truncated, training", False, "training"),
             Series("dead_groups", "dead groups", False, "third"),
@@ -134,7 +141,7 @@ PLOTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A plot drawn: a PNG with its title on white, and SVGs on nothing for light and dark pages."""
+    """A plot drawn: a PNG on white, and SVGs on nothing for light and dark pages."""
 
     plot: Plot
     png: bytes
@@ -192,21 +199,16 @@ def draw(plot: Plot, run: RunRecord) -> Picture:
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_settings()):
-        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        figure = Figure(figsize=_WIDE if plot.wide else _SIZE, layout="constrained")
         _panels(figure, plot, run)
-        light = _saved(figure, "svg", transparent=True, metadata={"Date": None})
-        figure.suptitle(plot.title, x=0.01, ha="left", weight="bold")
-        png = _saved(figure, "png", dpi=160, metadata={"Software": None})
-    text = light.decode("utf-8")
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_layout_engine("none")  # everything stays where it is now
+        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+    text = svg.getvalue().decode("utf-8")
     for colour, on_dark in _ON_DARK.items():
         text = text.replace(colour, on_dark)
-    return Picture(plot, png, light, text.encode("utf-8"))
-
-
-def _saved(figure: Figure, form: str, **options: object) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format=form, **options)
-    return stream.getvalue()
+    return Picture(plot, png.getvalue(), svg.getvalue(), text.encode("utf-8"))
 
 
 def binned(steps: Sequence[float], values: Sequence[float], most: int) -> list[Point]:
@@ -235,22 +237,25 @@ def _has(plot: Plot, stage: StageRecord) -> bool:
 
 def _panels(figure: Figure, plot: Plot, run: RunRecord) -> None:
     stages = [stage for stage in run.stages if _has(plot, stage)]
-    # By the root of their steps, so that a short stage beside a long one can still be read.
-    widths = [math.sqrt(max(1, _last(stage))) for stage in stages]
-    widths = [max(width, 0.3 * max(widths)) for width in widths]
+    # By the root of what is drawn, so that few points beside many can still be read.
+    counts = [
+        max(len(_rows(series, stage, _usable(plot))) for series in plot.series) for stage in stages
+    ]
+    widths = [max(math.sqrt(count), _NARROWEST * math.sqrt(max(counts))) for count in counts]
     grid = figure.subplots(
         1, len(stages), sharey=not plot.own_scale, squeeze=False, width_ratios=widths
     )
     drawn: dict[str, Artist] = {}
     for at, (axes, stage) in enumerate(zip(grid[0], stages, strict=True)):
-        if plot.log:
-            axes.set_yscale("log")
         for series in plot.series:
             rows = _rows(series, stage, _usable(plot))
             if rows:
                 drawn.setdefault(series.label, _curve(axes, series, rows))
-        _dress(axes, plot, stage, first=at == 0)
-    figure.supxlabel("optimiser step of the stage", color=_QUIET, size=9)
+        ticks = round((9 if plot.wide else 5) * widths[at] / sum(widths))
+        _dress(axes, plot, stage, ticks=max(1, ticks), first=at == 0)
+    for axes in grid[0]:
+        _scale(axes, plot)
+    figure.supxlabel("optimiser step of the stage", color=_QUIET, size=8.5)
     if len(plot.series) > 1:
         labels = [series.label for series in plot.series[::-1] if series.label in drawn]
         handles = [drawn[label] for label in labels]
@@ -293,19 +298,17 @@ def _curve(axes: Axes, series: Series, rows: list[Row]) -> Artist:
         ls=(0, (3, 2)) if second else "-",
         marker="s" if second else "o",
         ms=2.5 if second else 3.5,
+        clip_on=False,
     )[0]
 
 
-def _dress(axes: Axes, plot: Plot, stage: StageRecord, *, first: bool) -> None:
+def _dress(axes: Axes, plot: Plot, stage: StageRecord, *, ticks: int, first: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(stage.name.encode("ascii", "replace").decode(), loc="left")
-    axes.set_xlim(0, max(1, _last(stage)) * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if plot.share:
-        axes.set_ylim(-0.02, 1.02)
-    elif not plot.log and not plot.own_scale:
-        axes.set_ylim(bottom=0)
+    last = max(1, _last(stage))
+    axes.set_xlim(-0.03 * last, 1.03 * last)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     if first:
         axes.set_ylabel(plot.unit)
     elif not plot.own_scale:
@@ -313,15 +316,33 @@ def _dress(axes: Axes, plot: Plot, stage: StageRecord, *, first: bool) -> None:
         axes.spines["left"].set_visible(False)
 
 
+def _scale(axes: Axes, plot: Plot) -> None:
+    """The y axis, once all that shares it is drawn."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    low, high = axes.dataLim.intervaly
+    if plot.share:
+        axes.set_ylim(-0.02, 1.02)
+    elif plot.log:
+        axes.set_yscale("log")
+        # From one power of ten to another: at least two of them get a label.
+        bottom, top = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        axes.set_ylim(10.0**bottom, 10.0 ** max(top, bottom + 1))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif not plot.own_scale:
+        axes.set_ylim(bottom=0)
+
+
 def _settings() -> dict[Any, object]:
     return {
         "font.family": "DejaVu Sans",
-        "font.size": 9,
+        "font.size": 8.5,
         "text.parse_math": False,
         "text.color": _INK,
         "axes.labelcolor": _QUIET,
         "axes.titlecolor": _QUIET,
-        "axes.titlesize": 9,
+        "axes.titlesize": 8.5,
         "axes.edgecolor": _GRID,
         "axes.facecolor": "none",
         "axes.spines.top": False,

@@ -73,6 +73,7 @@ li { margin: .25rem 0; }
 }
 .overview thead th:first-child[rowspan] { vertical-align: bottom; }
 .overview .stage { text-align: left; padding-left: .35rem; }
+th.step:nth-child(n) { text-align: center; }
 .overview .step { vertical-align: bottom; font-size: .7rem; }
 .overview .step span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .overview .edge, .overview .stage + .stage { padding-left: .8rem; }
@@ -120,8 +121,12 @@ article header > span:last-of-type { color: var(--quiet); }
 article nav { margin-left: auto; display: flex; gap: 1rem; user-select: none; }
 article nav label { color: var(--accent); cursor: pointer; }
 article nav span { color: var(--line); }
-.sample { padding: .9rem 1rem 1rem; min-height: 13rem; max-height: 26rem; overflow: auto; }
-.sample div { unicode-bidi: plaintext; }
+.sample { display: flex; flex-wrap: wrap; padding: .9rem 1rem; gap: 1rem 2rem; min-height: 9rem; }
+.part { flex: 1 1 17rem; min-width: 0; max-height: 24rem; overflow: auto; }
+.part:first-child:not(:nth-last-child(1)) { flex-grow: 2; }
+.part div { unicode-bidi: plaintext; }
+.note { flex: 1 0 100%; margin: 0; }
+h4 { color: var(--quiet); font-size: .75rem; font-weight: 400; margin: 0 0 .35rem; }
 .thought {
   font-family: Charter, "Bitstream Charter", "Iowan Old Style", Georgia, "Noto Serif", serif;
   color: var(--quiet); border-left: 2px solid var(--line); padding-left: .9rem;
@@ -135,5 +140,5 @@ summary { cursor: pointer; color: var(--accent); }
   margin-top: .75rem; padding: 1rem; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); overflow-x: auto;
 }
-@media print { .sample { max-height: none; } }
+@media print { .part { max-height: none; } }
 """

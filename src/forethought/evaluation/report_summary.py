@@ -57,13 +57,18 @@ class StageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What went badly. ``dead_group_steps`` of ``group_steps`` had groups whose samples all got one
-    reward; ``truncated`` is the mean share over training steps that say one, ``most_truncated`` the
-    worst step; ``spikes`` are steps whose gradient norm was over `SPIKE_FACTOR` times the median of
-    the steps before; ``unscorable`` held-out samples had a verifier that failed."""
+    """What went badly.
+
+    ``dead_group_steps`` of ``group_steps`` had groups whose samples all got one reward;
+    ``dead_groups`` is the mean share of such groups, ``truncated`` that of truncated samples, over
+    the training steps that say one, ``most_truncated`` the worst step. ``spikes`` are steps whose
+    gradient norm was over `SPIKE_FACTOR` times the median of the steps before; the value of
+    ``largest_spike`` is how many times. ``unscorable`` held-out samples had a verifier that failed.
+    """
 
     dead_group_steps: int
     group_steps: int
+    dead_groups: float | None
     truncated: float | None
     most_truncated: Peak | None
     spikes: int
@@ -162,6 +167,7 @@ def _trouble(run: RunRecord, best: Held | None, evaluations: list[Held]) -> Trou
     return Trouble(
         dead_group_steps=sum(value > 0 for value in groups),
         group_steps=len(groups),
+        dead_groups=statistics.fmean(groups) if groups else None,
         truncated=statistics.fmean(cut) if cut else None,
         most_truncated=peak_of(steps, "truncated"),
         spikes=len(spikes),

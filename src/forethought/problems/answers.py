@@ -15,13 +15,15 @@ _WHOLE: Final = re.compile(r"[+\-−]?[0-9]{1,30}", re.ASCII)
 _SIGNS: Final = {ord("−"): "-", ord("＋"): "+", ord("－"): "-"}
 
 
-def read_whole(text: str) -> int | None:
+def read_whole(text: str, *, stop: bool = True) -> int | None:
     """The whole number that ``text`` is: nothing else beside it but white space, one final full
-    stop, and thousands separated by commas ("1,234"). None for anything else."""
+    stop (unless ``stop`` is False), and thousands separated by commas ("1,234"). None for anything
+    else."""
     if len(text) > LONGEST:
         return None
     text = text.strip().translate(_SIGNS)
-    text = text.removesuffix("。").removesuffix(".").rstrip()
+    if stop and text.endswith((".", "。")):
+        text = text[:-1].rstrip()
     if "," in text:
         if not re.fullmatch(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", text):
             return None
@@ -29,9 +31,9 @@ def read_whole(text: str) -> int | None:
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
-def whole_number(text: str, right: int) -> Verdict:
-    """The verdict on an answer that has to be one whole number."""
-    value = read_whole(text)
+def whole_number(text: str, right: int, *, stop: bool = True) -> Verdict:
+    """The verdict on an answer that has to be one whole number, read as `read_whole` does."""
+    value = read_whole(text, stop=stop)
     if value is None:
         return wrong("not one whole number")
     return CORRECT if value == right else wrong(f"{value} is not right")

@@ -77,10 +77,11 @@ def _from_file(spec: str, folder: Path) -> Family:
         sys.modules[module_name] = module
         try:
             made.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
+            said = " ".join(str(error).split())
             raise UserError(
-                f"{path} cannot be imported ({type(error).__name__}: {error})."
+                f"{path} cannot be imported ({type(error).__name__}: {said})."
             ) from error
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Family)):

@@ -43,8 +43,8 @@ _ENVIRONMENT: Final = {
     "PYTHONHASHSEED": "0",
 }
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
-# bwrap's own process, the worker and its child.
-_OWN_PROCESSES: Final = 3
+# The worker and its child.
+_OWN_PROCESSES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,11 @@ def _bwrap() -> str:
 
 
 def _namespaces() -> list[str]:
-    options = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    options += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"]
+    # As process 1, because bwrap's own would hold our pipes, open to the worker's child through
+    # /proc/1/fd; the worker closes itself to others.
+    options = ["--unshare-user", "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-ipc"]
+    options += ["--unshare-uts", "--unshare-cgroup-try"]
+    options += ["--die-with-parent", "--new-session", "--clearenv"]
     options += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--chdir", "/tmp"]
     for name, value in _ENVIRONMENT.items():
         options += ["--setenv", name, value]

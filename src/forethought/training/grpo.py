@@ -37,7 +37,7 @@ from forethought.training.losses import (
 )
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, learning_rate
-from forethought.training.policy import Policy, Scored, experts_of
+from forethought.training.policy import Policy, Scored, experts_of, noise_seed
 from forethought.training.rollouts import Group, groups_of, rollout_metrics
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import ExpertBalance
@@ -173,7 +173,7 @@ class GRPO:
         samples = self._policy.sample(
             problems,
             config.group_size,
-            [(self._seed << 40) ^ (first + at) for at in range(count)],
+            [noise_seed(self._seed, first + at) for at in range(count)],
             SamplingParameters(temperature=config.temperature, top_p=1.0),
             config.max_tokens,
             rows=config.rows,
@@ -223,11 +223,13 @@ class GRPO:
         if not trained:
             return {"learning_rate": rate, "tokens": 0, "trained_samples": 0, "grad_norm": 0.0}
         normaliser = Normaliser.of(
-            torch.cat([one.sample.logprobs for one in trained]),
+            torch.cat([one.sample.logprobs.cpu() for one in trained]),
             torch.tensor([len(one.sample.ids) for one in trained]),
             config.max_tokens,
         )
         sequences = [self._policy.sequence(one.group.problem, one.sample) for one in trained]
+        self._optimizer.zero_grad()  # A step that was stopped may have left its own.
+        self._balance.reset()
         sums = _Sums()
         for part in micro_batches([one.inputs for one in sequences], config.micro_batch_tokens):
             batch = PackedBatch([sequences[at] for at in part], self._policy.network.device)
@@ -286,6 +288,7 @@ class GRPO:
         temperature = self._config.temperature
         replay = sampled_MNK if self._replaying else None
         scored = self._policy.score(batch, temperature, replay_MNK=replay)
+        sums.replayed += replay is not None
         mismatch = k3_mismatch(scored.logprobs_L.detach(), old_L).kl
         if not self._fresh:
             return scored, mismatch

@@ -9,6 +9,7 @@ Source: DeepSeek-R1 (arXiv:2501.12948) section 2.2.
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,19 +113,26 @@ class Judge:
         accuracy, form = float(verdict.correct), float(reply.well_formed)
         own = 0.0
         if self._own is not None:
-            own = float(self._own(problem, reply))
-            if not abs(own) < float("inf"):
-                verdict = unscorable(f"the own reward is {own}")
-                own = 0.0
-        total: float | None = weights.accuracy * accuracy + weights.format * form
-        if self._own is not None and total is not None:
-            total += weights.own_weight * own
-        if verdict.status == "unscorable":
-            total = None
-        return Judged(reply, verdict, accuracy, form, own, total)
+            own, failure = _asked(self._own, problem, reply)
+            verdict = failure or verdict
+        reward = None
+        if verdict.status != "unscorable":
+            reward = weights.accuracy * accuracy + weights.format * form + weights.own_weight * own
+        return Judged(reply, verdict, accuracy, form, own, reward)
 
     def _text(self, ids: Sequence[int]) -> str:
         return b"".join(self._tokenizer.tokenizer.pieces(ids)).decode("utf-8", "replace")
+
+
+def _asked(own: OwnReward, problem: Problem, reply: Reply) -> tuple[float, Verdict | None]:
+    """What a person's own reward says, and the verdict where it failed."""
+    try:
+        value = float(own(problem, reply))
+    except Exception as error:  # It is the person's code: a run is not lost to one odd sample.
+        return 0.0, unscorable(f"the own reward failed: {type(error).__name__}: {error}")
+    if not math.isfinite(value):
+        return 0.0, unscorable(f"the own reward is {value}")
+    return value, None
 
 
 def own_reward(spec: str, folder: Path) -> OwnReward:

@@ -70,7 +70,7 @@ class _TokenLogprobs(torch.autograd.Function):
             # The normaliser, from the largest term: a probability that cannot underflow.
             log_sum_C = logits_CV.amax(dim=-1) - probs_CV.amax(dim=-1).log()
             chosen_C = logits_CV.gather(-1, targets_N[rows, None]).squeeze(-1)
-            mean_C = torch.bmm(probs_CV[:, None, :], logits_CV[:, :, None]).view(-1)
+            mean_C = logits_CV.mul_(probs_CV).sum(dim=-1)
             logprobs_N[rows] = (chosen_C - log_sum_C).clamp_(max=0)
             entropy_N[rows] = (log_sum_C - mean_C).clamp_(min=0)
         kept_NV = probs_CV if len(targets_N) <= chunk else None

@@ -97,6 +97,11 @@ class Policy:
         return Scored(logprobs_L, entropy_L, experts_MNK)
 
 
+def noise_seed(seed: int, problem: int) -> int:
+    """What the samples of a stage's problem number ``problem`` are drawn with; 63 bits."""
+    return ((seed << 40) ^ problem) % (1 << 63)
+
+
 def experts_of(samples: Sequence[RolloutSample]) -> torch.Tensor | None:
     """The sampler's choices for a row of these samples, in order; int64 [M, N, K]."""
     parts = [sample.experts for sample in samples]

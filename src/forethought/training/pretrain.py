@@ -68,6 +68,7 @@ class Pretrainer:
         try:
             metrics = self._trainer.step(batch, rate, self._guard.check)
         except TrainingStopped:
+            self.close()  # What was read ahead comes again.
             self._next = before
             raise
         self.number += 1

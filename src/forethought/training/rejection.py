@@ -17,7 +17,7 @@ from forethought.training.config import RejectionConfig
 from forethought.training.judging import Judge
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, learning_rate
-from forethought.training.policy import Policy
+from forethought.training.policy import Policy, noise_seed
 from forethought.training.sft import shuffled_batch
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import Supervised
@@ -81,7 +81,7 @@ class RejectionSampler:
         groups = self._policy.sample(
             problems,
             config.group_size,
-            [(self._seed << 32) ^ (first + at) for at in range(config.problems)],
+            [noise_seed(self._seed, first + at) for at in range(config.problems)],
             SamplingParameters(temperature=config.temperature, top_p=1.0),
             config.max_tokens,
             rows=_ROWS,

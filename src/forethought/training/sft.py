@@ -7,8 +7,7 @@ teach the model not to stop (training pitfall: rows cropped at the right).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -17,6 +16,7 @@ from forethought.errors import UserError
 from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
 from forethought.training.config import SFTConfig
+from forethought.training.conversations import read_conversations
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.stage import Facts, SpikeGuard, StepResult, Tensors
 from forethought.training.supervised import Supervised
@@ -43,7 +43,9 @@ class FineTuner:
         self._optimizer = optimizer
         self._seed = seed
         everything = [conversation(tokenizer, messages) for messages in read_conversations(data)]
-        self._data = [one for one in everything if one.inputs <= config.max_length and one.targets]
+        self._data = [
+            one for one in everything if len(one.ids) <= config.max_length and one.targets
+        ]
         self.left_out = len(everything) - len(self._data)
         if not self._data:
             raise UserError(
@@ -109,34 +111,3 @@ def conversation(tokenizer: TrainedTokenizer, messages: Sequence[Message]) -> To
         ids += segment.ids
         mask += [segment.trained] * len(segment.ids)
     return TokenSequence(tuple(ids), mask=tuple(mask))
-
-
-def read_conversations(path: Path) -> Iterator[list[Message]]:
-    """The conversations of a .jsonl file, one ``{"messages": [...]}`` a line; ``thought`` is the
-    thought of an assistant's message. Raises UserError that names the line."""
-    try:
-        stream = path.open(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
-    with stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                found = json.loads(line)
-                messages = [_message(one) for one in found["messages"]]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{path} line {number}: no conversation ({error}); a line is "
-                    '{"messages": [{"role": "user", "content": "..."}, ...]}.'
-                ) from None
-            yield messages
-
-
-def _message(found: dict[str, object]) -> Message:
-    role, content, thought = found["role"], found["content"], found.get("thought")
-    if role not in ("system", "user", "assistant"):
-        raise ValueError(f"the role {role!r} is not system, user or assistant")
-    if not isinstance(content, str) or not isinstance(thought, str | None):
-        raise TypeError("content and thought are texts")
-    return Message(role, content, thought)

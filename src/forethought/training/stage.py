@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
@@ -88,7 +89,11 @@ class SpikeGuard:
         self.count = 0
 
     def check(self, loss: float) -> None:
-        """Raises `TrainingStopped` for a spike; else the loss joins the mean."""
+        """Raises `TrainingStopped` for a spike, or no finite loss; else the loss joins the mean."""
+        if not math.isfinite(loss):
+            raise TrainingStopped(
+                f"the loss is {loss}: lower optimizer.learning_rate, start from the saved state."
+            )
         if self.count >= self._WARM and loss > self._factor * self.mean:
             raise TrainingStopped(
                 f"the loss is {loss:.4g}, over {self._factor:g} times the recent mean "

@@ -104,6 +104,9 @@ class Supervised:
         targets = sum(sequence.targets for sequence in sequences)
         if not targets:
             raise ValueError("no sequence of the step has a token to train")
+        # A step that was stopped may have left its gradients and loads.
+        self.optimizer.zero_grad()
+        self._experts.reset()
         parts = micro_batches([sequence.inputs for sequence in sequences], self._budget)
         sums = {"loss": 0.0, "mtp_loss": 0.0, "balance_loss": 0.0}
         with RoutingRecorder(self.network, self._experts.gates) as recorder:

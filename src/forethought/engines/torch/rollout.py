@@ -25,7 +25,7 @@ from forethought.models.packed import PackedSequences
 
 PREFILL_TOKENS = 4096
 """Prompt tokens that are computed at once, at most (a longer prompt has a pass of its own)."""
-_NO_EXPERT = torch.int16
+_EXPERT_NUMBER = torch.int16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,12 @@ class RolloutSample:
 
 @dataclass(slots=True)
 class _Row:
-    """The sample in a row of the batch: which prompt, which of its samples, tokens so far."""
+    """The sample in a row of the batch: which prompt, which of its samples, and what the gates
+    chose for the prompt it stands on (int16 [M, P, K])."""
 
     prompt: int
     index: int
+    experts: torch.Tensor | None = None
 
 
 class Rollout:
@@ -143,7 +145,7 @@ class _Run:
         self.first_logits: dict[int, torch.Tensor] = {}
         """Logits after each prompt that was just computed; float32 [V]."""
         self.prompt_experts: dict[int, torch.Tensor] = {}
-        """int16 [M, P, K] of each prompt."""
+        """int16 [M, P, K] of each prompt that was just computed."""
         self.rows: list[_Row] = []
         self.lengths_B = torch.zeros(width, dtype=torch.int64, device=self.device)
         """Tokens stored in each row."""
@@ -200,6 +202,10 @@ class _Run:
             if len(targets) > 1:
                 self.cache.fork(targets[0], targets[1:], len(self.prompts[prompt]))
         owners = [self.rows[row] for row in rows]
+        for owner in owners:
+            # A prompt that is computed again for later samples may round otherwise.
+            owner.experts = self.prompt_experts.get(owner.prompt)
+        self.prompt_experts.clear()
         at = torch.tensor(rows, device=self.device)
         self.lengths_B[at] = torch.tensor(
             [len(self.prompts[owner.prompt]) for owner in owners], device=self.device
@@ -240,7 +246,7 @@ class _Run:
         for at, prompt in enumerate(prompts):
             self.first_logits[prompt] = logits[at]
         if self.recorder is not None:
-            chosen_MNK = self.recorder.indices_MNK().to(_NO_EXPERT)
+            chosen_MNK = self.recorder.indices_MNK().to(_EXPERT_NUMBER)
             for at, prompt in enumerate(prompts):
                 first = packed.starts[at]
                 self.prompt_experts[prompt] = chosen_MNK[:, first : first + packed.lengths[at]]
@@ -292,24 +298,21 @@ class _Run:
             layers, _, top_k = chosen_MBK.shape
             rows, tokens = self.ids_BT.shape
             self.experts_MBTK = torch.zeros(
-                layers, rows, tokens, top_k, dtype=_NO_EXPERT, device=self.device
+                layers, rows, tokens, top_k, dtype=_EXPERT_NUMBER, device=self.device
             )
         batch = len(self.rows)
         at = torch.arange(batch, device=self.device)
-        self.experts_MBTK[:, at, self.drawn_B[:batch] - 1] = chosen_MBK.to(_NO_EXPERT)
+        self.experts_MBTK[:, at, self.drawn_B[:batch] - 1] = chosen_MBK.to(_EXPERT_NUMBER)
 
     def _harvest(self, row: int) -> None:
         """The sample of a row, whole."""
         count = int(self.drawn_B[row])
         ids = tuple(self.ids_BT[row, :count].tolist())
         place = self.rows[row]
-        experts = None
-        if self.recorder is not None:
-            experts = self.prompt_experts[place.prompt]
-            if count > 1:
-                assert self.experts_MBTK is not None
-                own = self.experts_MBTK[:, row, : count - 1]
-                experts = torch.cat((experts, own), dim=1)
+        experts = place.experts
+        if experts is not None and count > 1:
+            assert self.experts_MBTK is not None
+            experts = torch.cat((experts, self.experts_MBTK[:, row, : count - 1]), dim=1)
         self.results[place.prompt][place.index] = RolloutSample(
             ids,
             self.logprobs_BT[row, :count].clone(),

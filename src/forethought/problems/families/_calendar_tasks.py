@@ -239,7 +239,7 @@ class Span(CalendarTask):
 
     def is_right(self, bare: str) -> bool:
         number = _without_unit(bare, ("minutes", "minute", "min", "分钟"))
-        return read_whole(number) == self.end - self.start
+        return read_whole(number, stop=False) == self.end - self.start
 
     def wrong(self, rng: Random, language: Language) -> str:
         near = [self.end - self.start + by for by in (-60, -10, -1, 1, 10, 60)]
@@ -383,7 +383,7 @@ class Days(CalendarTask):
 
     def is_right(self, bare: str) -> bool:
         number = _without_unit(bare, ("days", "day", "天"))
-        return read_whole(number) == (self.last - self.first).days
+        return read_whole(number, stop=False) == (self.last - self.first).days
 
     def wrong(self, rng: Random, language: Language) -> str:
         days = (self.last - self.first).days

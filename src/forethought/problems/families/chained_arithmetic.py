@@ -217,7 +217,7 @@ class ChainedArithmetic(Family):
             result = bare
         elif not _is(task, asked):
             return wrong("what stands before = is not what was asked")
-        return whole_number(result, cast(int, task.value))
+        return whole_number(result, cast(int, task.value), stop=False)
 
     def worked(
         self, problem: Problem, rng: Random, *, style: str = "steps", slip: float = 0.0

@@ -106,7 +106,7 @@ class GcdLcm(Family):
             if named[2] and sorted(map(int, named[2].split(","))) != sorted(task.numbers):
                 return wrong("not the numbers that were asked")
             bare = bare[named.end() :]
-        return whole_number(bare, task.result)
+        return whole_number(bare, task.result, stop=False)
 
     def worked(
         self, problem: Problem, rng: Random, *, style: str = "steps", slip: float = 0.0

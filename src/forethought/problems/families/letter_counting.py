@@ -107,7 +107,7 @@ class LetterCounting(Family):
         bare = plain(answer)
         if bare is None:
             return wrong("too long for one number")
-        return whole_number(bare, _count(_task(problem)))
+        return whole_number(bare, _count(_task(problem)), stop=False)
 
     def wrong_answer(self, problem: Problem, rng: Random) -> str:
         right = _count(_task(problem))

@@ -125,7 +125,7 @@ class LinearEquations(Family):
             return wrong("too long")
         named = _UNKNOWN_FIRST.match(bare)
         value = bare[named.end() :] if named else bare
-        return whole_number(value, cast(Equation, problem.task).solution)
+        return whole_number(value, cast(Equation, problem.task).solution, stop=False)
 
     def worked(
         self, problem: Problem, rng: Random, *, style: str = "steps", slip: float = 0.0

@@ -134,7 +134,7 @@ class NumberSequences(Family):
         bare = plain(answer)
         if bare is None:
             return wrong("too long for one number")
-        return whole_number(bare, int(problem.answer))
+        return whole_number(bare, int(problem.answer), stop=False)
 
     def worked(
         self, problem: Problem, rng: Random, *, style: str = "steps", slip: float = 0.0

@@ -82,7 +82,7 @@ class WordProblems(Family):
         right = _values(task)[-1]
         value = read_whole(answer)
         if value is None:
-            value = read_whole(_without_unit(plain(answer) or "", task))
+            value = read_whole(_without_unit(plain(answer) or "", task), stop=False)
         if value is None:
             return wrong("not one whole number")
         return CORRECT if value == right else wrong(f"{value} is not right")

@@ -50,7 +50,7 @@ def main(program_path: str, settings_text: str) -> None:
     for line in requests:
         request = json.loads(line)
         answer = _in_child(ops, request, settings, (requests, answers))
-        _send(answers, {"id": request["id"], "nonce": request["nonce"], **answer})
+        _send(answers, {**answer, "id": request["id"], "nonce": request["nonce"]})
 
 
 def _take_channel() -> tuple[BinaryIO, BinaryIO]:

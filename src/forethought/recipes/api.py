@@ -1,0 +1,52 @@
+"""Training from Python: ``ft.train("tiny-zero", out="runs/tiny")``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forethought.errors import UserError
+
+if TYPE_CHECKING:
+    from forethought.recipes.reading import LoadedRecipe
+    from forethought.recipes.run import RunResult
+    from forethought.training.monitor import Monitor
+
+# What the extra brings: any of them missing means that it is not installed.
+_OF_THE_EXTRA = frozenset({"torch", "numpy", "safetensors", "tokenizers"})
+
+
+def train(
+    recipe: str | os.PathLike[str] | LoadedRecipe,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    monitor: Monitor | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    tensorboard: bool = False,
+) -> RunResult:
+    """Run a recipe (the name of a bundled one, or a TOML file) in the folder ``out``.
+
+    ``out`` becomes a Hugging Face folder at the end. ``resume`` goes on with the run that is there.
+    ``seed`` and ``threads`` take the place of the recipe's. Raises UserError for a mistake in the
+    recipe or the folder, ModelError where training cannot go on; the state is saved then.
+    """
+    try:
+        from forethought.recipes import reading, run
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OF_THE_EXTRA:
+            raise
+        raise UserError(
+            f"training needs {error.name}; install it with: pip install 'forethought[train]'"
+        ) from None
+    if isinstance(recipe, str | os.PathLike):
+        recipe = reading.read_recipe(os.fspath(recipe))
+    return run.train(
+        recipe.changed(seed=seed, threads=threads),
+        Path(out),
+        resume=resume,
+        monitor=monitor,
+        tensorboard=tensorboard,
+    )
