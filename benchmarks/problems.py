@@ -96,16 +96,16 @@ def main() -> None:
     print(f"{describe()}\n")
     # First, before any table is made: the tables belong to its time.
     use = measure_use()
-    print(f"{'':<20}{'problems/s':>22}{'verified/s':>22}")
-    print(f"{'family':<20}{'best':>12}{'median':>10}{'best':>12}{'median':>10}")
+    print(f"{'':<20}{'problems/s':>24}{'verified/s':>24}")
+    print(f"{'family':<20}{'best':>12}{'median':>12}{'best':>12}{'median':>12}")
     rows = {}
     for name in BUNDLED:
         row = rows[name] = measure(name)
         numbers = (row["best"], row["median"], row["verified"], row["verified_median"])
-        print(f"{family(name).name:<20}{numbers[0]:>12,.0f}{numbers[1]:>10,.0f}", end="")
-        print(f"{numbers[2]:>12,.0f}{numbers[3]:>10,.0f}")
+        print(f"{family(name).name:<20}{numbers[0]:>12,.0f}{numbers[1]:>12,.0f}", end="")
+        print(f"{numbers[2]:>12,.0f}{numbers[3]:>12,.0f}")
     mean, usual = (harmonic_mean([row[key] for row in rows.values()]) for key in ("best", "median"))
-    print(f"{'harmonic mean':<20}{mean:>12,.0f}{usual:>10,.0f}\n")
+    print(f"{'harmonic mean':<20}{mean:>12,.0f}{usual:>12,.0f}\n")
     slowest = min(row["best"] for row in rows.values())
     verified = min(rows[name]["verified"] for name in ARITHMETIC)
     for said, value, target in (

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import pytest
 import torch
-from tiny_training import optimizer_of, tiny_dense, tiny_v3
 
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import PREFILL_TOKENS, Rollout, RolloutSample
@@ -15,6 +14,7 @@ from forethought.engines.torch.sampler import RowParameters, Sampler
 from forethought.errors import ModelError
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import RoutingRecorder
+from tiny_training import optimizer_of, tiny_dense, tiny_v3
 
 VOCABULARY, PADDED = 61, 64
 ENDS = (3, 11, 17, 25, 40)

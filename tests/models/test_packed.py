@@ -7,11 +7,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import assert_close, random_ids
-from tiny_training import tiny_dense, tiny_v3
 
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.packed import PackedSequences
+from tiny_training import tiny_dense, tiny_v3
 
 VOCABULARY = 53
 NETWORKS = ["dense", "v3", "mtp"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from reference import assert_close, random_ids
-from tiny_training import tiny_dense, tiny_v3
 
 from forethought.models.deepseek_v3.balance import packed_balance_loss, sequence_balance_loss
 from forethought.models.deepseek_v3.gate import Gate
@@ -16,6 +15,7 @@ from forethought.models.deepseek_v3.routing import (
     replayed,
 )
 from forethought.models.packed import PackedSequences
+from tiny_training import tiny_dense, tiny_v3
 
 VOCABULARY = 53
 EXPERTS, TOP_K = 8, 2

@@ -121,9 +121,14 @@ def test_an_abstract_family(folder: Path):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("1 / 0", "ZeroDivisionError"), ("def (", "SyntaxError"), ("import nothing_of_that_name",
-     "ModuleNotFoundError"), ("raise SystemExit(0)", "SystemExit"), ("raise ValueError('two\\nlines')", "ValueError")],
-)  # fmt: skip
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("def (", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("raise ValueError('two\\nlines')", "ValueError"),
+    ],
+)
 def test_a_file_that_raises(text: str, kind: str, folder: Path):
     (folder / "broken.py").write_text(text)
     said = failure("broken.py:Doubling", folder)

@@ -1,4 +1,4 @@
-"""Documents by number: reproducible, never of a held-out problem, in the shares that were asked."""
+"""Documents by number: reproducible, never of a held-out problem, in the shares asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import tiny_tokenizer
 
 from forethought.problems.registry import BUNDLED, families
 from forethought.problems.stream import ProblemStream
@@ -16,6 +15,7 @@ from forethought.training.config import CorpusConfig, RewardConfig
 from forethought.training.corpus import Corpus, CorpusSpec, Document, documents
 from forethought.training.judging import Judge
 from forethought.training.prompting import Prompter
+from tiny_training import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 GIVEN_UP = (
@@ -118,22 +118,20 @@ def test_shares_are_those_of_the_config():
     assert all("right" in one.text and one.ended for one in found)
 
 
-def test_shares_of_what_goes_wrong():
-    found = marked(
-        3000, think=0.0, terse=0.0, wrong=0.4, given_up=0.2, unfinished=0.1, mixed=0.0, check=0.0
-    )
+@pytest.mark.parametrize("slip", [0.0, 0.5, 1.0])
+def test_shares_of_what_goes_wrong(slip):
+    shares = {"think": 0.0, "terse": 0.0, "mixed": 0.0, "check": 0.0}
+    found = marked(3000, wrong=0.4, slip=slip, given_up=0.2, unfinished=0.1, **shares)
     bound = 0.03
     gave_up = share(found, lambda one: one.text.endswith(GIVEN_UP))
     assert gave_up == pytest.approx(0.2, abs=bound)
     assert share(found, lambda one: not one.ended) == pytest.approx(0.1, abs=bound)
-    # Half of them guess, half work with slips, of which (here) every second has an effect.
-    assert share(found, lambda one: "wrong" in one.text) == pytest.approx(0.3, abs=bound)
-    assert all(
-        "right" in one.text
-        for one in found
-        if "wrong" not in one.text and one.ended and not one.text.endswith(GIVEN_UP)
-    )
-    assert all("right" not in one.text for one in found if not one.ended)
+    # A guess is always wrong. Of those that slip, here every second has an effect.
+    wrong = 0.4 * (1 - slip / 2)
+    assert share(found, lambda one: "wrong" in one.text) == pytest.approx(wrong, abs=bound)
+    finished = [one for one in found if one.ended and not one.text.endswith(GIVEN_UP)]
+    assert all(("right" in one.text) != ("wrong" in one.text) for one in finished)
+    assert not any("right" in one.text for one in found if not one.ended)
 
 
 def test_the_share_that_changes_language():

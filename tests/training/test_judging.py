@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny_training import ShownDigit, tiny_tokenizer
 
 from forethought.errors import UserError
 from forethought.problems.problem import Problem, Verdict, unscorable
 from forethought.training.config import RewardConfig
 from forethought.training.judging import Judge, Reply, own_reward
+from tiny_training import ShownDigit, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 OPEN, CLOSE, EOS = "<think>", "</think>", "<|end|>"

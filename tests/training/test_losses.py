@@ -448,6 +448,27 @@ def test_k2_has_the_unbiased_gradient_on_policy_and_k3_does_not():
     assert (expected["k3"] - true).abs().max() > 0.01
 
 
+def test_metrics_are_means_over_what_has_a_loss():
+    batch = step()
+    batch.old_N[[0, 3, 6]] = math.nan
+    kept_N = batch.old_N.isfinite()
+    advantage_N = batch.advantages_S.repeat_interleave(batch.lengths_S)[kept_N]
+    ratio_N = (batch.logprobs_N.detach() - batch.old_N)[kept_N].exp()
+    to_reference_N = (batch.ref_N - batch.logprobs_N.detach())[kept_N]
+    config = LossConfig(kl="k3", beta=0.3)
+    _, _, found = loss_and_gradient(batch, config, [[4, 0], [1, 2, 3], [5]])
+    low_N, high_N = (ratio_N < 0.8) & (advantage_N < 0), (ratio_N > 1.28) & (advantage_N > 0)
+    assert low_N.any()
+    assert high_N.any()
+    close(found.clipped_low, low_N.double().mean(), 1e-6)
+    close(found.clipped_high, high_N.double().mean(), 1e-6)
+    close(found.ratio_mean, ratio_N.mean())
+    close(found.ratio_max, ratio_N.max())
+    close(found.kl, (to_reference_N.exp() - 1 - to_reference_N).mean())
+    without_kl, _, _ = loss_and_gradient(batch, LossConfig())
+    close(found.policy_loss, without_kl)
+
+
 def test_a_kl_term_without_a_reference_is_refused():
     batch = step()
     bare = TokenBatch(batch.logprobs_N, batch.old_N, batch.lengths_S, batch.advantages_S)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import ShownDigit, optimizer_of, tiny_dense, tiny_tokenizer, tiny_v3
 
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import RolloutSample
@@ -17,6 +16,7 @@ from forethought.training.batches import PackedBatch
 from forethought.training.losses import k3_mismatch
 from forethought.training.policy import Policy, Scored, experts_of, noise_seed
 from forethought.training.prompting import Prompter
+from tiny_training import ShownDigit, optimizer_of, tiny_dense, tiny_tokenizer, tiny_v3
 
 TOKENIZER = tiny_tokenizer()
 PROBLEMS = [

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import optimizer_of, tiny_dense, tiny_tokenizer, tiny_v3
 
 from forethought.models.causal_lm import CausalLM
 from forethought.training.config import CorpusConfig, OptimizerConfig, PretrainConfig
@@ -17,6 +16,7 @@ from forethought.training.corpus import CorpusSpec, documents
 from forethought.training.pretrain import Pretrainer
 from forethought.training.prompting import Prompter
 from forethought.training.stage import TrainingStopped
+from tiny_training import optimizer_of, tiny_dense, tiny_tokenizer, tiny_v3
 
 TOKENIZER = tiny_tokenizer()
 PROMPTER = Prompter(TOKENIZER, "chat")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_training import tiny_dense, tiny_tokenizer
 
 import forethought as ft
 from forethought.checkpoints.save_folder import save_folder
@@ -17,6 +16,7 @@ from forethought.dialogue.templates import ChatTemplate
 from forethought.engines.model import Model
 from forethought.training.prompting import R1_ZERO, ZERO_TEMPLATE, Prompter, reply_text
 from forethought.training.tokenizer import BOS, CHAT_TEMPLATE, TAGS
+from tiny_training import tiny_dense, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 TEMPLATES = {"chat": CHAT_TEMPLATE, "r1-zero": ZERO_TEMPLATE}

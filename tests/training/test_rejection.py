@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
-from tiny_training import ShownDigit, optimizer_of, tiny_tokenizer, tiny_v3
 
 from forethought.engines.protocol import SamplingParameters
 from forethought.models.causal_lm import CausalLM
@@ -20,6 +17,7 @@ from forethought.training.prompting import Prompter, reply_text
 from forethought.training.rejection import RejectionSampler
 from forethought.training.stage import TrainingStopped
 from forethought.training.supervised import Supervised
+from tiny_training import ShownDigit, optimizer_of, tiny_tokenizer, tiny_v3
 
 TOKENIZER = tiny_tokenizer()
 PROMPTER = Prompter(TOKENIZER, "chat")
@@ -42,10 +40,10 @@ _TRAINED: dict[str, torch.Tensor] = {}
 
 
 def network() -> CausalLM:
-    """A network that has learnt the form, and which digits there are: some replies are right."""
+    """A network that has learnt the form: some replies are right, some of these lack the form."""
     made = tiny_v3(TOKENIZER.padded_size)
     if not _TRAINED:
-        texts = [reply_text("x", digit) for digit in "012345"]
+        texts = [*(reply_text("x", digit) for digit in "012345"), "<answer>1</answer>"]
         data = []
         for digit in "012":
             prompt = PROMPTER.ids(digit)
@@ -120,6 +118,7 @@ def test_what_is_right_and_well_formed_is_kept_so_many_of_each_problem():
     right = sum(judged.accuracy for _, judged in found)
     assert result.metrics["reward_accuracy"] == pytest.approx(right / 36)
     assert 0 < right < 36
+    assert any(judged.accuracy and not judged.format for _, judged in found)
     # The limit was reached by a problem at least, and no truncated sample is learnt from.
     assert len(one._kept) < sum(judged.reward == 2 for _, judged in found)
     assert all(sequence.ids[-1] == TOKENIZER.eos_id for sequence in one._kept)
@@ -180,14 +179,3 @@ def test_nothing_right_stops_and_changes_nothing():
 def test_more_kept_than_sampled_is_refused():
     with pytest.raises(ValueError, match="keep 7 is more than the group_size 6"):
         config(keep=7)
-
-
-def test_a_reply_that_is_right_without_the_form_is_not_kept():
-    net = network()
-    problem = replace(STREAM[0], text="1")
-    bare = TOKENIZER.tokenizer.encode("<answer>1</answer>", parse_special=False)
-    judged = judge().judge(problem, [*bare, TOKENIZER.eos_id])
-    assert judged.verdict.correct
-    assert not judged.reply.well_formed
-    found = drawn(net, 0)
-    assert any(j.accuracy and not j.format for _, j in found) or all(j.format for _, j in found)

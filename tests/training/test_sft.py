@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_training import optimizer_of, tiny_tokenizer, tiny_v3
 
 from forethought.dialogue.messages import Message
 from forethought.errors import UserError
@@ -18,6 +17,7 @@ from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
 from forethought.training.config import OptimizerConfig, SFTConfig
 from forethought.training.sft import FineTuner, conversation, shuffled_batch
+from tiny_training import optimizer_of, tiny_tokenizer, tiny_v3
 
 TOKENIZER = tiny_tokenizer()
 

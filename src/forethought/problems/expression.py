@@ -94,7 +94,7 @@ def parse(text: str) -> Expression:
     number_next, depth = True, 0
     for token in _TOKEN.findall(text):
         if number_next:
-            if "0" <= token[0] <= "9":
+            if "0" <= token < ":":  # begins with a digit
                 values.append(int(token))
                 number_next = False
             elif token == "(" and depth < DEEPEST:
@@ -102,8 +102,9 @@ def parse(text: str) -> Expression:
                 depth += 1
             else:
                 raise NotAnExpressionError("not one expression")
-        elif token in _PRECEDENCE:
-            _reduce(values, pending, _PRECEDENCE[token])
+        elif binding := _PRECEDENCE.get(token):
+            if pending:
+                _reduce(values, pending, binding)
             pending.append(token)
             number_next = True
         elif token == ")" and depth:
@@ -120,10 +121,9 @@ def parse(text: str) -> Expression:
 
 def _reduce(values: list[Expression], pending: list[str], binding: int) -> None:
     """Carry out the pending operators, back to a bracket, that bind as strongly or stronger."""
-    while pending and (operator := pending[-1]) != "(" and _PRECEDENCE[operator] >= binding:
-        pending.pop()
+    while pending and _PRECEDENCE.get(pending[-1], 0) >= binding:
         right = values.pop()
-        values[-1] = operate(operator, values[-1], right)
+        values[-1] = operate(pending.pop(), values[-1], right)
 
 
 def operands(expression: Expression) -> list[int]:
@@ -135,7 +135,8 @@ def operands(expression: Expression) -> list[int]:
         if isinstance(one, int):
             found.append(one)
         else:
-            waiting += (one.right, one.left)
+            _, left, right, _ = one
+            waiting += (right, left)
     return found
 
 

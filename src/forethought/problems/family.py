@@ -57,7 +57,7 @@ class Family(abc.ABC):
     def __post_init__(self) -> None:
         self.validate()
 
-    def validate(self) -> None:
+    def validate(self) -> None:  # noqa: B027 (a family without impossible settings needs none)
         """Raise UserError (one sentence naming the field) for settings that make no problem."""
 
     # What a family brings. ``task`` is a small immutable value of its own choosing.
@@ -97,7 +97,7 @@ class Family(abc.ABC):
         """
 
     def wrong_answer(self, problem: Problem, rng: Random) -> str:
-        """A plausible wrong final answer, for documents that err. Default: a whole number nearby."""
+        """A plausible wrong final answer, for documents that err. By default a number nearby."""
         try:
             value = int(problem.answer)
         except ValueError:

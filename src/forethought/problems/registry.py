@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from forethought.errors import UserError
 from forethought.problems.family import Family
+
+Setting: TypeAlias = "bool | int | float | str"
 
 BUNDLED: Final = {
     "countdown": "countdown:Countdown",
@@ -32,29 +35,35 @@ BUNDLED: Final = {
 """Name: file and class in `forethought.problems.families`. Imported when first used."""
 
 
-def family(spec: str, *, folder: Path | None = None) -> Family:
+def family(
+    spec: str, *, folder: Path | None = None, settings: Mapping[str, Mapping[str, Setting]] = {}
+) -> Family:
     """The family of a name, or of ``path/to/file.py:Class`` (relative to ``folder``).
 
-    A file is the person's own code and is run. Raises UserError: an unknown name (with the nearest
-    one), a file or class that is not there or is no family.
+    ``settings``: fields to set, by the family's name. A file is the person's own code and is run.
+    Raises UserError: an unknown name or field (with the nearest one), a value of another type or
+    that the family refuses, a file or class that is not there or is no family.
     """
     if ":" in spec:
-        return _from_file(spec, folder or Path())
+        return _made(_from_file(spec, folder or Path()), spec, settings)
     place = BUNDLED.get(spec)
     if place is None:
         near = difflib.get_close_matches(spec, BUNDLED, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(BUNDLED)}."
         raise UserError(f"there is no problem family {spec!r}: {hint}")
     module, _, name = place.partition(":")
-    made: Family = getattr(
-        importlib.import_module(f"forethought.problems.families.{module}"), name
-    )()
-    return made
+    found = importlib.import_module(f"forethought.problems.families.{module}")
+    return _made(getattr(found, name), spec, settings)
 
 
-def families(specs: Iterable[str], *, folder: Path | None = None) -> list[Family]:
+def families(
+    specs: Iterable[str],
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, Mapping[str, Setting]] = {},
+) -> list[Family]:
     """Several of them; UserError where two have the same name."""
-    found = [family(spec, folder=folder) for spec in specs]
+    found = [family(spec, folder=folder, settings=settings) for spec in specs]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
@@ -62,7 +71,27 @@ def families(specs: Iterable[str], *, folder: Path | None = None) -> list[Family
     return found
 
 
-def _from_file(spec: str, folder: Path) -> Family:
+def _made(cls: type[Family], spec: str, settings: Mapping[str, Mapping[str, Setting]]) -> Family:
+    """The family with its settings, or UserError."""
+    own = settings.get(getattr(cls, "name", spec), {})
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key, value in own.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known) or 'none'}."
+            raise UserError(f"{spec} has no setting {key!r}: {hint}")
+        wanted = type(known[key].default)
+        if wanted in (bool, int, float, str) and type(value) is not wanted:
+            raise UserError(
+                f"{spec}: {key} is {value!r}, and a value such as {known[key].default!r} is wanted."
+            )
+    try:
+        return cls(**own)
+    except TypeError as error:
+        raise UserError(f"{spec} cannot be made ({error}).") from None
+
+
+def _from_file(spec: str, folder: Path) -> type[Family]:
     file_text, _, name = spec.rpartition(":")
     path = (folder / file_text).resolve()
     if not path.is_file():
@@ -86,7 +115,4 @@ def _from_file(spec: str, folder: Path) -> Family:
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Family)):
         raise UserError(f"{path} has no class {name!r} that is a Family.")
-    try:
-        return cls()
-    except TypeError as error:
-        raise UserError(f"{spec} cannot be made without arguments ({error}).") from None
+    return cls

@@ -104,8 +104,10 @@ def held_out_problems(
     seed: int,
     *,
     levels: dict[str, tuple[int, ...]] | None = None,
+    language: Language | None = None,
 ) -> list[Problem]:
-    """``count`` different held-out problems, over families, their levels and languages equally.
+    """``count`` different held-out problems, over families, their levels and (unless one
+    ``language`` is given) languages equally.
 
     In turn: family after family, each with its next level and then in the other language, so that
     any figure over them weighs all families, and all levels of a family, equally (to within one
@@ -121,10 +123,10 @@ def held_out_problems(
         turn, at = divmod(number, len(families))
         one, (round_, which) = families[at], divmod(turn, len(of_family[at]))
         level = of_family[at][which]
-        language = LANGUAGES[(at + which + round_) % 2]
+        spoken = language or LANGUAGES[(at + which + round_) % 2]
         for attempt in range(_TRIES):
             bits = _mixed(bits)
-            problem = one.problem(level, bits & ((1 << 48) - 1), language)
+            problem = one.problem(level, bits & ((1 << 48) - 1), spoken)
             if not problem.held_out:
                 continue
             if attempt >= _TRIES_FOR_ANOTHER:

@@ -21,7 +21,7 @@ from forethought.checkpoints.network_config import NetworkConfig
 from forethought.errors import UserError
 from forethought.paths import expand
 from forethought.problems.family import Family
-from forethought.problems.registry import family
+from forethought.problems.registry import families, family
 from forethought.recipes import model_table, on_disk
 from forethought.recipes.canonical import canonical_text
 from forethought.recipes.mistakes import Location, Mistake, of_validation, one_sentence, value_text
@@ -57,7 +57,8 @@ class LoadedRecipe:
 
     def families(self) -> list[Family]:
         """The problem families, in the recipe's order."""
-        return [family(spec, folder=self.folder) for spec in self.recipe.problems.families]
+        problems = self.recipe.problems
+        return families(problems.families, folder=self.folder, settings=problems.settings)
 
 
 def bundled_recipes() -> list[str]:
@@ -201,14 +202,14 @@ def _check_problems(loaded: LoadedRecipe) -> list[Mistake]:
     found: dict[str, Family] = {}
     for number, spec in enumerate(problems.families, 1):
         try:
-            one = family(spec, folder=loaded.folder)
+            one = family(spec, folder=loaded.folder, settings=problems.settings)
         except UserError as error:
             return [Mistake(f"problems.families[{number}]", f": {str(error).rstrip('.')}")]
         if one.name in found:
             return [Mistake("problems.families", f"names two families called {one.name!r}")]
         found[one.name] = one
     mistakes: list[Mistake] = []
-    for key in ("levels", "weights"):
+    for key in ("levels", "weights", "settings"):
         for name in getattr(problems, key):
             if name not in found:
                 text = (

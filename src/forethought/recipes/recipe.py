@@ -35,11 +35,15 @@ class TokenizerConfig(Frozen):
 
 
 class ProblemsConfig(Frozen):
-    """Which families, which of their levels (all unless named), and how often each family comes."""
+    """Which families, which of their levels (all unless named), and how often each family comes.
+
+    ``settings``: a family's own fields, by its name (``countdown = { largest = 9 }``).
+    """
 
     families: Annotated[tuple[str, ...], Field(min_length=1)]
     levels: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = Field(default_factory=dict)
     weights: dict[str, Positive] = Field(default_factory=dict)
+    settings: dict[str, dict[str, bool | int | float | str]] = Field(default_factory=dict)
     language: Literal["en", "zh"] | None = None
 
     @model_validator(mode="after")

@@ -71,6 +71,7 @@ def corpus_spec(loaded: LoadedRecipe, config: CorpusConfig) -> CorpusSpec:
         problems.language,
         config,
         _seed(loaded.recipe, _CORPUS),
+        problems.settings,
         loaded.folder,
     )
 
@@ -137,6 +138,7 @@ class Workshop:
             self.recipe.evaluation.problems,
             _HELD_OUT_SEED,
             levels=problems.levels,
+            language=problems.language,
         )
 
     def judge(self, reward: RewardConfig | None = None) -> Judge:

@@ -83,15 +83,16 @@ class CorpusConfig(Frozen):
     plain worked problems (question, worked thought, answer) without tags.
 
     ``think``: in ``<think>`` form behind the recipe's prompt. ``terse``: question and answer only
-    (bare families are always so). ``wrong``: of the worked ones, those that arrive at a wrong
-    answer by a slip or a guess. ``given_up`` and ``unfinished``: of the worked ones. ``mixed``: of
-    the worked ones, those that change language on the way. ``check``: of the worked ones, those
-    that look back and verify, where the family knows how.
+    (bare families are always so). The others are shares of the worked ones. ``wrong``: they arrive
+    at a wrong answer, ``slip`` of these because a step went wrong, the rest by a hasty guess.
+    ``given_up``, ``unfinished``: they do not arrive. ``mixed``: they change language on the way.
+    ``check``: they look back and verify, where the family knows how.
     """
 
     think: Share = 0.25
     terse: Share = 0.1
     wrong: Share = 0.2
+    slip: Share = 0.5
     given_up: Share = 0.05
     unfinished: Share = 0.05
     mixed: Share = 0.1

@@ -10,10 +10,10 @@ working hold up (DeepSeek-R1 section 2.2 begins from a base model of web text fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Final
 
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem
+from forethought.problems.registry import Setting
 from forethought.problems.registry import families as families_by_name
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import CorpusConfig
@@ -42,6 +43,7 @@ class CorpusSpec:
     language: Language | None
     config: CorpusConfig
     seed: int
+    settings: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
     folder: Path = Path()
     """What own families' paths are relative to."""
 
@@ -102,7 +104,7 @@ class Corpus:
 
     def __init__(self, spec: CorpusSpec) -> None:
         self._spec = spec
-        families = families_by_name(spec.families, folder=spec.folder)
+        families = families_by_name(spec.families, folder=spec.folder, settings=spec.settings)
         self._families: dict[str, Family] = {one.name: one for one in families}
         self._problems = ProblemStream(
             families,
@@ -142,11 +144,11 @@ class Corpus:
         if not style:
             plain = [name for name in styles if name != "check"] or list(styles)
             style = rng.choice(plain)
-        if wrong and rng.random() < 0.5:
-            # A guess: whatever was thought, the answer is another.
+        if wrong and rng.random() >= config.slip:
+            # A guess: hardly a thought, and then an answer that is another.
             steps = list(family.worked(problem, rng, style=style).steps)
             answer: str | None = family.wrong_answer(problem, rng)
-            steps = steps[: rng.randrange(len(steps))]
+            steps = steps[: rng.randrange(1 + len(steps) // 3)]
         else:
             slip = _SLIP if wrong else 0.0
             made = self._in_languages(family, problem, rng, style, slip)

@@ -16,6 +16,7 @@ _PAIRS: Final = (
     ("‘", "’"),
     ("「", "」"),
 )
+_OPENING: Final = frozenset(left[0] for left, _ in _PAIRS)
 _STOPS: Final = (".", "。")
 
 
@@ -31,6 +32,8 @@ def plain(text: str) -> str | None:
     stopped = text.endswith(_STOPS)
     if stopped:
         text = text[:-1].rstrip()
+    if text[:1] not in _OPENING:
+        return text
     for left, right in _PAIRS:
         if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
             text = text[len(left) : -len(right)].strip()
