@@ -145,10 +145,9 @@ class Corpus:
             plain = [name for name in styles if name != "check"] or list(styles)
             style = rng.choice(plain)
         if wrong and rng.random() >= config.slip:
-            # A guess: hardly a thought, and then an answer that is another.
-            steps = list(family.worked(problem, rng, style=style).steps)
+            # A guess: no thought at all, and then a wrong answer.
+            steps: list[str] = []
             answer: str | None = family.wrong_answer(problem, rng)
-            steps = steps[: rng.randrange(1 + len(steps) // 3)]
         else:
             slip = _SLIP if wrong else 0.0
             made = self._in_languages(family, problem, rng, style, slip)

@@ -104,7 +104,7 @@ def _read(text: str, words: bool) -> list[Item] | None:
 class Sorting(Family):
     """Put numbers or words in order, ascending or descending with equal chance.
 
-    Level 1: 3 different whole numbers of 0 .. 99. Level 2: 4 or 5 of 0 .. 99, repeats possible.
+    Level 1: 3 to 5 different digits. Level 2: 3 to 5 numbers of 0 .. 99, repeats possible.
     Level 3: 6 to 8 of 0 .. 999. Level 4: with equal chance 4 to 6 different common English words,
     or 5 to 7 whole numbers of -99 .. 99. Counts and items are uniform.
 
@@ -123,9 +123,9 @@ class Sorting(Family):
         descending = rng.random() < 0.5
         items: list[Any]
         if level == 1:
-            items = rng.sample(range(100), 3)
+            items = rng.sample(range(10), rng.choice((3, 4, 5)))
         elif level == 2:
-            items = [int(rng.random() * 100) for _ in range(rng.choice((4, 5)))]
+            items = [int(rng.random() * 100) for _ in range(rng.choice((3, 4, 5)))]
         elif level == 3:
             items = [int(rng.random() * 1000) for _ in range(rng.choice((6, 7, 8)))]
         elif rng.random() < 0.5:
@@ -241,8 +241,12 @@ class _Says:
         self._descending = task.descending
         self._wording = wording
         self._thing = ("", "词" if self._words else "数")[wording]
+        self._brief = problem.level == 1
+        self._count = len(task.items)
 
     def first_of(self, left: tuple[Item, ...], first: Item) -> str:
+        if self._brief:
+            return self._brief_first(len(left), first)
         if self._zh:
             most = "最靠后" if self._descending else "最靠前"
             if not self._words:
@@ -254,6 +258,15 @@ class _Says:
         if self._wording:
             return f"The {most} of {_listed(left)} is {first}."
         return f"{most.capitalize()} of {_listed(left)}: {first}."
+
+    def _brief_first(self, left: int, first: Item) -> str:
+        """Digits are seen at a glance: what is left is not told again."""
+        begins = left == self._count
+        if self._zh:
+            most = "最大" if self._descending else "最小"
+            return f"{most}的是 {first}。" if begins else f"接着 {first}。"
+        most = "Largest" if self._descending else "Smallest"
+        return f"{most}: {first}." if begins else f"Then {first}."
 
     def last(self, item: Item) -> str:
         if self._zh:
