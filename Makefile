@@ -48,8 +48,8 @@ $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/.base
 	@echo "Installing $(TORCH) (once; the largest part) ..." >&2
 	@$(PIP) install -c constraints.txt $(TORCH_ARGS) "$(TORCH)"
-	@echo "Installing the extras train and dev (once) ..." >&2
-	@$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@echo "Installing the extras train, problems and dev (once) ..." >&2
+	@$(PIP) install -c constraints.txt -e '.[train,problems,dev]'
 	@touch $@
 
 ask: $(VENV)/.base

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,10 +28,13 @@ DOCUMENTS = sorted(
     [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")], key=lambda path: str(path)
 )
 RUNNABLE = ("sh", "console", "python")
-# Other languages that a fenced block may have. None of them is something to type.
-INERT = ("", "toml", "text")
+# Other languages that a fenced block may have. None of them is something to type; `py` is a file
+# that is shown.
+INERT = ("", "toml", "text", "py")
 
+MINUTES = "takes four minutes; a slow test runs it"
 ALLOWED_REASONS = (
+    MINUTES,
     "creates a virtual environment and installs packages",
     "installs packages",
     "installs packages and runs the tests",
@@ -39,8 +44,9 @@ ALLOWED_REASONS = (
     "needs these files and downloads",
     "takes the path of a model file on your disk",
     "needs a model with an MTP module",
+    "needs bubblewrap and files of others",
 )
-NOT_RUN = 11
+NOT_RUN = 15
 """Blocks that no test runs. Whoever adds one has to count it here."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,7 +84,10 @@ def _parameter(block: Block) -> object:
     generations = len(re.findall(r"forethought ask|ft\.load|forethought chat", block.text))
     # torch takes seconds to start; the README runs it once
     most = 0 if "networks-and-checkpoints" in block.file else 1
-    slow = generations > most and block.file != "README.md"
+    # so does a run that is made again or asked afterwards, and the audit of all families
+    runs = len(re.findall(r"forethought (?:train|ask -m runs)", block.text))
+    long = runs > 1 or "problems audit" in block.text
+    slow = long or (generations > most and block.file != "README.md")
     return pytest.param(
         block,
         id=f"{Path(block.file).name}:{block.line}",
@@ -98,6 +107,23 @@ def exported(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     command = [sys.executable, "-m", "forethought", *arguments, str(folder)]
     subprocess.run(command, env=environment, capture_output=True, check=True)
     return folder
+
+
+EXAMPLES = REPOSITORY / "docs" / "examples"
+TRAINS = r'train my-task.toml --out runs/my\b|out="runs/my"'
+TRAIN = "forethought train my-task.toml --out runs/my\n"
+"""The same, for blocks that name this run."""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of the example's recipe."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-m", *TRAIN.split()]
+    subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=True)
+    return folder / "runs" / "my"
 
 
 @pytest.fixture
@@ -170,6 +196,11 @@ def test_what_a_reader_can_type_works(
     folder.mkdir()
     if "smollm2-folder" in block.text and EXPORT not in block.text:
         (folder / "smollm2-folder").symlink_to(request.getfixturevalue("exported"))
+    if re.search(r"my[-_](task|reward)", block.text):
+        shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
+    if re.search(r"(?<!out )runs/my\b", block.text) and not re.search(TRAINS, block.text):
+        shutil.copytree(request.getfixturevalue("trained"), folder / "runs" / "my")
+    before = set(folder.rglob("*"))
     if block.language == "python":
         (folder / "example.py").write_text(block.text)
         done = run([sys.executable, "example.py"], place, folder)
@@ -186,7 +217,28 @@ def test_what_a_reader_can_type_works(
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "does nothing" not in done.stderr  # a FORETHOUGHT_ variable that nothing reads
-    assert done.stdout.strip() or any(folder.iterdir())
+    assert done.stdout.strip() or set(folder.rglob("*")) - before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_what_takes_minutes_works(place: dict[str, str], tmp_path: Path) -> None:
+    """In one folder, each line once: documents share the run that they talk of."""
+    lines = [
+        line for block in BLOCKS if block.not_run == MINUTES for line in block.text.split("\n")
+    ]
+    for line in dict.fromkeys(filter(None, lines)):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line],
+            env=place,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_wrong_command_would_be_noticed(place: dict[str, str], tmp_path: Path) -> None:
@@ -213,7 +265,10 @@ def test_every_block_is_run_or_says_why_not() -> None:
 def test_commands_that_are_not_run_still_have_options_that_exist() -> None:
     from forethought.cli.main import build
 
-    asked = re.compile(r"forethought (ask|chat|models (?:pull|rm|show|export)) (.*)")
+    asked = re.compile(
+        r"forethought (ask|chat|train|report|models (?:pull|rm|show|export)"
+        r"|problems (?:list|show|verify|audit)) (.*)"
+    )
     import typer.main
 
     group = typer.main.get_command(build())
@@ -281,14 +336,40 @@ def make_tables() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["variables", "chat-commands", "probe"])
+@pytest.mark.parametrize("name", list(make_tables().TABLES))
 def test_generated_tables_are_those_of_the_code(name: str) -> None:
     tables = make_tables()
     assert name in tables.TABLES
     file, make = tables.TABLES[name]
     text = (REPOSITORY / "docs" / file).read_text("utf-8")
-    assert len(make().splitlines()) > 10
+    assert len(make().splitlines()) > 9
     assert tables.filled(text, name, make()) == text, "run: python docs/make_tables.py"
+
+
+def test_the_metrics_of_a_run_stand_in_the_table(trained: Path) -> None:
+    meant = set(make_tables().MEANINGS["metrics"])
+    lines = (trained / "metrics.jsonl").read_text("utf-8").splitlines()
+    written = {re.sub(r"/.*", "/FAMILY", key) for line in lines for key in json.loads(line)}
+    assert len(written) > 30
+    assert written <= meant, written - meant
+    names = {name.partition("/")[0] for name in meant}
+    said = set()
+    for path in SRC.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    assert names <= said, names - said
+
+
+def test_the_files_of_a_run_are_those_of_the_table(trained: Path) -> None:
+    text = (REPOSITORY / "docs" / "train-a-reasoning-model.md").read_text("utf-8")
+    section = text.split("## The files of a run")[1].split("```")[0]
+    named = {name.strip("/") for row in re.findall(r"^\| (`.*?) \|", section, re.M)
+             for name in re.findall(r"`([^`]+)`", row)}  # fmt: skip
+    there = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    assert named - {"report"} <= there
+    others = {"generation_config.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert there - named == others
 
 
 def test_the_picture_is_of_the_program() -> None:
@@ -310,6 +391,51 @@ def test_troubleshooting_quotes_sentences_of_the_program() -> None:
     for quoted in rows:
         for part in quoted.split("..."):
             assert part.strip() in said, quoted
+
+
+MISTAKES = (
+    ("group_size = 4", "group_sise = 4"),
+    ("group_size = 4", "group_size = 1"),
+    ("group_size = 4", "group_size = 4\nminibatches = 3"),
+    ("group_size = 4", "group_size = 4\ntop_p = 0.9"),
+    ("max_tokens = 48\nfilm = 4", "max_tokens = 4800"),
+    ("group_size = 4", 'group_size = 4\nloss = { kl = "k3" }'),
+    ('"sorting"]', '"sortin"]'),
+    ("sorting = [1]", "sorting = [5]"),
+    ("[model]", "[model]\nvocab_size = 400"),
+    ('kind = "pretrain"', 'kind = "rl"'),
+)
+"""What the rows of "What a mistake looks like" change in my-task.toml."""
+
+
+def test_the_sentences_about_mistakes_are_those_of_the_program(tmp_path: Path) -> None:
+    from forethought.recipes.reading import read_recipe
+
+    shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
+    recipe = (EXAMPLES / "my-task.toml").read_text("utf-8")
+    text = (REPOSITORY / "docs" / "train-a-reasoning-model.md").read_text("utf-8")
+    section = text.split("## What a mistake looks like")[1]
+    rows = re.findall(r"^\| .* \| `([^`]+)` \|$", section, re.MULTILINE)
+    path = tmp_path / "wrong.toml"
+    for (old, new), sentence in zip(MISTAKES, rows, strict=True):
+        changed = recipe.replace(old, new)
+        if 'kind = "pretrain"' in old:
+            changed = recipe[: recipe.index("[[stages]]")] + recipe[recipe.rindex("[[stages]]") :]
+        assert changed != recipe, old
+        path.write_text(changed)
+        with pytest.raises(UserError) as refused:
+            read_recipe(str(path))
+        assert str(refused.value).removeprefix(f"{path}: ") == sentence
+
+
+def test_the_recipe_of_the_guide_is_one(tmp_path: Path) -> None:
+    from forethought.recipes.reading import read_recipe
+
+    text = (REPOSITORY / "docs" / "train-a-reasoning-model.md").read_text("utf-8")
+    (block,) = [block for block in blocks_of(text) if block.language == "toml"]
+    path = tmp_path / "mine.toml"
+    path.write_text(block.text)
+    assert [stage.kind for stage in read_recipe(str(path)).recipe.stages] == ["pretrain", "rl"]
 
 
 def _joined_texts(tree: ast.AST) -> str:
@@ -400,6 +526,8 @@ LIMIT_NAME = re.compile(r"(MAX_|LARGEST_|TRIES|LIMIT$).*|.*(_SECONDS|_TIMEOUT_S)
 NOT_A_LIMIT = {
     "forethought.cli.ask.MAX_SEED",
     "forethought.cli.settings.MAX_SEED",  # LARGEST_SEED of the engine, said before it is loaded
+    "forethought.recipes.measure._ENOUGH_SECONDS",  # the same, for a dry run
+    "forethought.training.losses.MAX_LOG_RATIO",  # of numerics
     "forethought.engines.threads._SECONDS",  # where a measurement stops, not a limit on input
 }
 

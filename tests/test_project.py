@@ -13,6 +13,7 @@ import time
 import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def constraints() -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("requirement", [*BASE, *EXTRAS["train"], *EXTRAS["dev"]])
+@pytest.mark.parametrize("requirement", [*BASE, *chain(*EXTRAS.values())])
 def test_every_dependency_has_an_exact_version_that_fits(requirement: str) -> None:
     least = re.search(r">=([\d.]+)", requirement)
     assert least is not None, "a dependency needs a lower bound"
@@ -66,7 +67,7 @@ def test_every_dependency_has_an_exact_version_that_fits(requirement: str) -> No
 def test_dependencies_of_dependencies_have_exact_versions_too() -> None:
     exact = constraints()
     seen: set[str] = set()
-    todo = [requirement_name(r) for r in [*BASE, *EXTRAS["train"], *EXTRAS["dev"]]]
+    todo = [requirement_name(r) for r in [*BASE, *chain(*EXTRAS.values())]]
     while todo:
         name = todo.pop()
         if name in seen:
@@ -107,6 +108,7 @@ def test_the_base_install_has_no_torch() -> None:
     assert len(names) <= 8
     assert {requirement_name(requirement) for requirement in EXTRAS["train"]} == {
         "gguf",
+        "matplotlib",
         "numpy",
         "safetensors",
         "tokenizers",
@@ -328,7 +330,7 @@ def test_make_installs_torch_before_anything_that_needs_it(clone: Path) -> None:
     first, _, rest = called.partition(f"torch=={exact}")
     assert rest, called
     assert "[train" not in first
-    assert ".[train,dev]" in rest
+    assert ".[train,problems,dev]" in rest
     assert called.count("constraints.txt") == 2
 
 

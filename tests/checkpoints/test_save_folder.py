@@ -311,6 +311,35 @@ def test_targets(tmp_path: Path) -> None:
         save_folder(full / "notes.txt" / "m", config, random_tensors(config))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_no_room_for_the_weights_is_one_sentence(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for a full disk: safetensors' own error comes of it."""
+    code = f"""
+import json, resource
+from pathlib import Path
+import torch
+from forethought.checkpoints.hf_config import parse_config
+from forethought.checkpoints.network_tensors import checkpoint_tensors
+from forethought.checkpoints.save_folder import save_folder
+from forethought.errors import ModelError
+config = parse_config(json.loads({json.dumps(json.dumps(LLAMA))}), "x")
+tensors = [(name, torch.ones(shape)) for name, shape in checkpoint_tensors(config).items()]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    save_folder(Path({str(tmp_path / "m")!r}), config, tensors)
+except ModelError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    said = done.stdout.strip()
+    assert said.startswith(f"{tmp_path / 'm'} cannot be written ("), done.stderr
+    assert said.endswith("check the room on the disk and the folder's permissions.")
+    assert "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_killed_while_saving(tmp_path: Path) -> None:
     """kill -9 in the middle: no target, and nothing with a config.json beside it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pexpect
@@ -155,3 +158,37 @@ def test_a_family_of_ones_own(cli: Cli, home: Path, tmp_path: Path) -> None:
     seen = pexpect.run(shlex.join(command), env=env).decode()
     assert "\u241b]0;taken\u2407" in seen
     assert "\x1b" not in seen
+
+
+needs_gym = pytest.mark.skipif(
+    os.environ.get("CI") != "true"
+    and (shutil.which("bwrap") is None or importlib.util.find_spec("reasoning_gym") is None),
+    reason="bwrap or reasoning_gym is not installed",
+)
+SUM = ("reasoning-gym/chain_sum", "--level", "1", "--seed", "3")
+
+
+@needs_gym
+def test_problems_of_reasoning_gym(cli: Cli) -> None:
+    done = cli("problems", "show", *SUM, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["family"], facts["level"], facts["isolated"]) == (SUM[0], 1, True)
+    right = cli("problems", "verify", *SUM, "--answer", facts["answer"])
+    assert (right.returncode, right.stdout) == (0, b"correct\n")
+    done = cli("problems", "verify", *SUM, "--answer", "no", "--json", "--unsafe-no-sandbox")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert (report["status"], report["isolated"]) == ("wrong", False)
+    refused = cli("problems", "show", *SUM, "--work")
+    assert refused.returncode == 2
+    assert sentence(refused) == (
+        "forethought: reasoning-gym/chain_sum brings no worked thoughts: leave --work out.\n"
+    )
+
+
+def test_without_bwrap_nothing_is_graded_unasked(cli: Cli) -> None:
+    done = cli("problems", "verify", *SUM, "--answer", "1", PATH="/nonexistent")
+    assert done.returncode == 2
+    assert "install the Debian package bubblewrap, or type --unsafe-no-sandbox" in sentence(done)
+    assert not done.stdout

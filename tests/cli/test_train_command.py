@@ -122,7 +122,7 @@ def test_a_run_ends_with_a_model_and_one_json(cli: Cli, quick: Path, tmp_path: P
     }
     again = cli("train", str(quick), "--out", str(out))
     assert again.returncode == 2
-    assert "holds a run already" in sentence(again)
+    assert "holds a finished run" in sentence(again)
     other = cli("train", str(quick), "--out", str(out), "--resume", "--seed", "1")
     assert other.returncode == 2
     sentence(other)

@@ -257,12 +257,12 @@ class TestFiles:
 @needs("reasoning_gym")
 class TestReasoningGym:
     def test_draws_and_scores(self, gym: Sandbox) -> None:
-        family = ReasoningGym("countdown", gym, min_numbers=3, max_numbers=3)
+        family = ReasoningGym("countdown", gym, {"min_numbers": 3, "max_numbers": 3})
         problem = family.problem(1, 5)
         assert problem == family.problem(1, 5)
         assert problem != family.problem(1, 6)
-        assert (problem.family, problem.seed) == ("reasoning_gym/countdown", 5)
-        assert family.problems(1, [5, 6]) == [family.problem(1, 5), family.problem(1, 6)]
+        assert (problem.family, problem.seed) == ("reasoning-gym/countdown", 5)
+        assert list(family.problems(1, [5, 6])) == [family.problem(1, 5), family.problem(1, 6)]
         assert family.verify(problem, problem.answer).correct
         assert family.verify(problem, f"({problem.answer})").correct
 
@@ -298,7 +298,7 @@ class TestReasoningGym:
         with pytest.raises(UserError, match="which numbers are used"):
             ReasoningGym("puzzle24", gym)
         with pytest.raises(UserError, match="refuses the settings of countdown"):
-            ReasoningGym("countdown", gym, largest=5)
+            ReasoningGym("countdown", gym, {"largest": 5})
         with pytest.raises(UserError, match="English only"):
             ReasoningGym("countdown", gym).problem(1, 1, "zh")
 

@@ -76,7 +76,7 @@ def check_corpus(documents: int, seed: int, folder: Path) -> None:
     """Every question in the documents says what problem it is."""
     (folder / "marked.py").write_text(MARKED)
     specs = tuple(f"marked.py:{name}" for name in BUNDLED)
-    spec = CorpusSpec(specs, {}, {}, None, CorpusConfig(), seed, folder)
+    spec = CorpusSpec(specs, {}, {}, None, CorpusConfig(), seed, folder=folder)
     corpus = Corpus(spec)
     seen: Counter[str] = Counter()
     for index in range(documents):

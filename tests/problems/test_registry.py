@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from forethought.errors import UserError
+from forethought.problems.adapters.adapters import Adapters, is_adapted
+from forethought.problems.adapters.fixed_list import FixedList
+from forethought.problems.adapters.gsm8k import Gsm8k
 from forethought.problems.family import Family
-from forethought.problems.registry import BUNDLED, families, family
+from forethought.problems.registry import BUNDLED, families, family, source
+from forethought.problems.stream import ProblemStream, held_out_problems
 
 OWN = '''
 from dataclasses import dataclass
@@ -111,12 +116,14 @@ def test_a_class_that_is_not_there_or_is_no_family(name: str, folder: Path):
 
 
 def test_a_family_that_needs_arguments(folder: Path):
-    assert "mine.py:Choosy cannot be made without arguments" in failure("mine.py:Choosy", folder)
+    said = failure("mine.py:Choosy", folder)
+    assert "mine.py:Choosy cannot be made (Choosy.__init__() missing" in said
 
 
 def test_an_abstract_family(folder: Path):
     (folder / "half.py").write_text("from forethought.problems.family import Family\n")
-    assert "half.py:Family cannot be made without arguments" in failure("half.py:Family", folder)
+    said = failure("half.py:Family", folder)
+    assert "half.py:Family cannot be made (Can't instantiate abstract class" in said
 
 
 @pytest.mark.parametrize(
@@ -154,3 +161,33 @@ def test_two_families_of_one_name(specs: tuple[str, ...], name: str, folder: Pat
     assert str(raised.value) == (
         f"two problem families are called {name!r}: give one another name."
     )
+
+
+def test_problems_of_other_makers_are_no_families(folder: Path):
+    for spec in ("reasoning-gym/chain_sum", "gsm8k:train.jsonl", "math:hf://owner/name/a.jsonl"):
+        assert is_adapted(spec)
+        assert "brings no worked thoughts" in failure(spec, folder)
+    for spec in ("sorting", "mine.py:Doubling", "folder/reasoning-gym/mine.py:Doubling"):
+        assert not is_adapted(spec)
+    with Adapters() as adapters:
+        assert source("mine.py:Doubling", adapters, folder=folder).name == "doubling"
+        with pytest.raises(UserError, match="is on the hub"):
+            source("math:hf://owner/name/a.jsonl", adapters)
+
+
+def test_a_list_has_levels_and_one_line_in_sixteen_is_held_out(tmp_path: Path):
+    lines = [json.dumps({"question": f"{n} + 1?", "answer": f"#### {n + 1}"}) for n in range(800)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    plain = FixedList(Gsm8k(tmp_path / "train.jsonl"))
+    assert (plain.name, plain.levels, plain.languages) == ("gsm8k", 1, ("en",))
+    stream = ProblemStream([plain], 0)
+    trained = {stream[at].text for at in range(200)}
+    sheet = held_out_problems([plain], 20, 0)
+    assert len({one.text for one in sheet}) == 20
+    assert trained.isdisjoint(one.text for one in sheet)
+    assert all(plain.verify(one, one.answer).correct for one in sheet)
+    share = sum(plain.problem(1, at).held_out for at in range(800)) / 800
+    assert 0.03 < share < 0.1
+    for level, language in ((0, None), (2, "en"), (1, "zh")):
+        with pytest.raises(UserError):
+            plain.problem(level, 0, language)

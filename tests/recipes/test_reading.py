@@ -75,7 +75,8 @@ def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
     assert pretrain.corpus.max_document_tokens == 64
     assert rl.kind == "rl"
     assert rl.loss == type(rl).model_fields["loss"].default
-    assert [one.name for one in loaded.families()] == ["sorting", "countdown"]
+    with reading.open_adapters() as adapters:
+        assert [one.name for one in loaded.sources(adapters)] == ["sorting", "countdown"]
 
 
 @pytest.mark.parametrize(

@@ -317,8 +317,13 @@ def test_a_finished_run_is_refused(trained):
     before = content(trained)
     with pytest.raises(UserError, match="is finished"):
         again(trained, torch="another")
-    with pytest.raises(UserError, match="holds a run already"):
+    # What a finished run has beside its own: the model, its states between, reports.
+    (trained / "chat_template.jinja").write_text("{{ bos_token }}")
+    (trained / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"holds a finished run: give the name of a new folder\."):
         new(trained)
+    (trained / "chat_template.jinja").unlink()
+    (trained / "checkpoints").rmdir()
     assert content(trained) == before
     assert DONE in before
     assert StateStore(trained / STATE).latest() is not None
@@ -338,13 +343,21 @@ def test_a_folder_with_something_else_is_refused(tmp_path, name):
 
 def test_a_run_is_never_written_over(trained, tmp_path):
     before = content(trained)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds another run: resume it"):
         new(trained)
     assert content(trained) == before
     with new(tmp_path / "no state") as run:
         step(run, 1)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds another run: resume it"):
         new(tmp_path / "no state")
+
+
+def test_a_run_with_a_tokenizer_has_begun(tmp_path):
+    """Another recipe in its place would train on a tokenizer that is not its own."""
+    new(tmp_path / "run").close()
+    (tmp_path / "run" / "tokenizer").mkdir()
+    with pytest.raises(UserError, match="holds another run: resume it"):
+        new(tmp_path / "run")
 
 
 def test_a_run_that_never_began_gives_way(tmp_path):
@@ -353,6 +366,7 @@ def test_a_run_that_never_began_gives_way(tmp_path):
     (path / f"{RUN}.tmp-1").write_text("half")
     (path / STATE / "00000001.tmp-1").mkdir()
     (path / LOCK).touch()
+    (path / "tensorboard").mkdir()
     with new(path) as run:
         step(run, 1)
         save(run, 1)

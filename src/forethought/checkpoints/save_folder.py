@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from forethought.checkpoints.folder import (
@@ -24,6 +25,7 @@ from forethought.checkpoints.folder import (
     SINGLE_WEIGHTS,
     TOKENIZER_FILES,
     WEIGHTS_INDEX,
+    printable,
 )
 from forethought.checkpoints.hf_config import to_hf
 from forethought.checkpoints.network_config import DtypeName, NetworkConfig
@@ -82,9 +84,10 @@ def save_folder(
         _write_companions(temporary, saved, source, generation_config, tokenizer_files or {})
         write_json(temporary / CONFIG, to_hf(saved))
         _publish(temporary, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+        reason = getattr(error, "strerror", None) or printable(str(error), 120).rstrip(".")
         raise ModelError(
-            f"{target} cannot be written ({error.strerror or error}): check the room on the disk "
+            f"{target} cannot be written ({reason}): check the room on the disk "
             "and the folder's permissions."
         ) from None
     finally:

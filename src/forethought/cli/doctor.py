@@ -45,6 +45,9 @@ FLOORS: tuple[Floor, ...] = (
     Floor("safetensors", "0.6", False, "earlier ones are not tested"),
     Floor("tokenizers", "0.22", False, "earlier ones are not tested"),
     Floor("gguf", "0.17", False, "earlier ones are not tested"),
+    Floor("matplotlib", "3.10", False, "earlier ones are not tested"),
+    Floor("math-verify", "0.9", False, "the guards around it are for what it accepts"),
+    Floor("reasoning-gym", "0.1.25", False, "the guards around it are for what it accepts"),
     Floor("transformers", "5.3", False, "earlier ones load hostile checkpoints unsafely"),
     Floor("ray", None, False, "reported only"),
 )
@@ -81,6 +84,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         "forethought": _own_version(),
         "versions": checks,
         "llama_cpp": _llama_cpp_build(),
+        "sandbox": _sandbox(),
         "machine": _machine(),
         "model": _default_model(settings),
         "offline": settings.switch("offline"),
@@ -164,6 +168,22 @@ def _llama_cpp_build() -> str | None:
         return None
 
 
+def _sandbox() -> dict[str, Any]:
+    """Whether other makers' graders can be isolated here: an empty worker tries to get out.
+
+    No error where not: all else works without.
+    """
+    from forethought.errors import ForethoughtError
+    from forethought.problems.sandbox import Sandbox
+    from forethought.problems.sandbox_runner import bundled_program
+
+    try:
+        with Sandbox(bundled_program("nothing")):
+            return {"isolates": True, "note": ""}
+    except ForethoughtError as error:
+        return {"isolates": False, "note": str(error)}
+
+
 def _machine() -> dict[str, Any]:
     import platform
     import shutil
@@ -231,10 +251,13 @@ def _as_text(report: dict[str, Any]) -> str:
             ["memory", f"{size(machine['memory_bytes'])}, {size(available)} available"],
             ["disk", f"{size(machine['disk_free_bytes'])} free for models"],
             ["llama.cpp", report["llama_cpp"] or "does not load"],
+            ["sandbox", "isolates" if report["sandbox"]["isolates"] else "none"],
             ["model", f"{model['name']}: {model['path'] or model['note']}"],
             ["offline", "yes" if report["offline"] else "no"],
         ]
     )
+    if report["sandbox"]["note"]:
+        text += f"sandbox: {report['sandbox']['note']}\n"
     for warning in report["warnings"]:
         text += f"warning: {warning}\n"
     return text + ("\nAll is well.\n" if report["ok"] else "\nSomething has to be upgraded.\n")

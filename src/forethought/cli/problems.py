@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ from forethought.cli import options
 from forethought.cli.terminal import columns, nearest, print_json, require
 from forethought.cli.terminal import show as show_text
 from forethought.cli.usage import PlainCommand, PlainGroup
+from forethought.errors import UserError
 
 if TYPE_CHECKING:
-    from forethought.problems.family import Family
     from forethought.problems.problem import Language, Problem
+    from forethought.problems.source import LevelledSource
 
 _EXAMPLE_WIDTH = 72
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -32,7 +34,9 @@ problems = typer.Typer(
 FamilyName = Annotated[
     str,
     typer.Argument(
-        metavar="FAMILY", help="A family of `problems list`, or your own: path/to/file.py:Class."
+        metavar="FAMILY",
+        help="A family of `problems list`, your own (path/to/file.py:Class), or of other makers: "
+        "reasoning-gym/NAME, gsm8k:FILE, math:FILE.",
     ),
 ]
 Level = Annotated[
@@ -45,6 +49,15 @@ Seed = Annotated[
 Tongue = Annotated[
     str | None,
     typer.Option("--language", help="Its language (default: drawn).", metavar="en|zh"),
+]
+
+
+UnsafeNoSandbox = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-no-sandbox",
+        help="Run other makers' generators and graders outside a sandbox, on your risk.",
+    ),
 ]
 
 
@@ -68,6 +81,7 @@ def show(
         str | None,
         typer.Option("--style", help="How (default: the plainest way).", metavar="STYLE"),
     ] = None,
+    unsafe_no_sandbox: UnsafeNoSandbox = False,
     as_json: options.AsJson = False,
 ) -> Callable[[], int]:
     """Show one problem: the same family, level and seed always give the same one.
@@ -78,8 +92,8 @@ def show(
     """
 
     def run() -> int:
-        chosen = _Chosen.of(family, level, seed, language)
-        return _show(chosen, style or ("" if work else None), as_json=as_json)
+        with _chosen(family, level, seed, language, unsafe_no_sandbox) as chosen:
+            return _show(chosen, style or ("" if work else None), as_json=as_json)
 
     return run
 
@@ -98,14 +112,22 @@ def verify(
     level: Level = 1,
     seed: Seed = 0,
     language: Tongue = None,
+    unsafe_no_sandbox: UnsafeNoSandbox = False,
     as_json: options.AsJson = False,
 ) -> Callable[[], int]:
     """Check an answer to the problem that `show` shows. Exit code 0 if it is right, 1 if not.
 
     \b
       forethought problems verify sorting --level 2 --seed 7 --answer "1, 2, 3, 4"
+
+    Problems of other makers are drawn and graded in a sandbox, which needs bubblewrap.
     """
-    return lambda: _verify(_Chosen.of(family, level, seed, language), answer, as_json=as_json)
+
+    def run() -> int:
+        with _chosen(family, level, seed, language, unsafe_no_sandbox) as chosen:
+            return _verify(chosen, answer, as_json=as_json)
+
+    return run
 
 
 @problems.command("audit", cls=PlainCommand)
@@ -120,19 +142,33 @@ def audit(as_json: options.AsJson = False) -> Callable[[], int]:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The family and the problem that the options name."""
+    """The source and the problem that the options name. ``isolated``: None where nothing of other
+    makers' is run."""
 
-    family: Family
+    source: LevelledSource
     problem: Problem
+    isolated: bool | None
 
-    @classmethod
-    def of(cls, name: str, level: int, seed: int, language: str | None) -> _Chosen:
-        """Raises UserError for a family, a level, a seed or a language that there is not."""
-        from forethought.problems.registry import family
+    def facts(self) -> dict[str, Any]:
+        """The problem as plain data, with what a report on it has to say."""
+        facts = _facts(self.problem)
+        return facts if self.isolated is None else {**facts, "isolated": self.isolated}
 
-        require(seed >= 0, f"--seed must be at least 0, not {seed}.")
-        found = family(name)
-        return cls(found, found.problem(level, seed, _language(language)))
+
+@contextmanager
+def _chosen(
+    name: str, level: int, seed: int, language: str | None, unsafe_no_sandbox: bool
+) -> Iterator[_Chosen]:
+    """Raises UserError for a family, a level, a seed or a language that there is not."""
+    from forethought.checkpoints.dataset_files import dataset_file
+    from forethought.problems.adapters.adapters import Adapters, is_adapted
+    from forethought.problems.registry import source
+
+    require(seed >= 0, f"--seed must be at least 0, not {seed}.")
+    with Adapters(dataset_file, unsafe_no_sandbox=unsafe_no_sandbox) as adapters:
+        found = source(name, adapters)
+        isolated = adapters.isolated if is_adapted(name) else None
+        yield _Chosen(found, found.problem(level, seed, _language(language)), isolated)
 
 
 def _language(word: str | None) -> Language | None:
@@ -205,16 +241,21 @@ def _show(chosen: _Chosen, style: str | None, *, as_json: bool) -> int:
     from random import Random
 
     problem = chosen.problem
-    facts = _facts(problem)
+    facts = chosen.facts()
     text = f"{problem.text}\n"
     if style is not None:
-        styles = list(chosen.family.styles)
+        from forethought.problems.family import Family
+
+        family = chosen.source
+        if not isinstance(family, Family):
+            raise UserError(f"{problem.family} brings no worked thoughts: leave --work out.")
+        styles = list(family.styles)
         style = style or styles[0]
         require(
             style in styles,
             f"{problem.family} has no style {style!r}: its styles are {', '.join(styles)}.",
         )
-        worked = chosen.family.worked(problem, Random(problem.seed), style=style)
+        worked = family.worked(problem, Random(problem.seed), style=style)
         thought = ("" if problem.language == "zh" else " ").join(worked.steps)
         facts |= {"style": style, "steps": list(worked.steps), "arrives_at": worked.answer}
         text += f"\n{thought}\n\n{worked.answer or 'It arrives at no answer.'}\n"
@@ -233,11 +274,11 @@ def _verify(chosen: _Chosen, text: str, *, as_json: bool) -> int:
     if final is None:
         verdict = wrong("the sample has no final answer after its thought")
     else:
-        verdict = chosen.family.verify(problem, final)
+        verdict = chosen.source.verify(problem, final)
     if as_json:
         print_json(
             {
-                **_facts(problem),
+                **chosen.facts(),
                 "final_answer": final,
                 "status": verdict.status,
                 "reason": verdict.reason,

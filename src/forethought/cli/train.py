@@ -7,7 +7,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +23,7 @@ from forethought.cli.terminal import show as show_text
 from forethought.errors import UserError
 
 if TYPE_CHECKING:
+    from forethought.problems.adapters.adapters import Adapters
     from forethought.recipes.reading import LoadedRecipe
 
 INTERRUPTED = 130
@@ -66,7 +68,7 @@ def train(
         bool,
         typer.Option(
             "--unsafe-no-sandbox",
-            help="Run a reward function of your own without the sandbox that contains it.",
+            help="Grade problems of reasoning-gym, GSM8K and MATH outside a sandbox, on your risk.",
         ),
     ] = False,
 ) -> Callable[[], int]:
@@ -80,19 +82,13 @@ def train(
     Ctrl-C (or SIGTERM) finishes the step, saves, and prints the line that goes on from there;
     a second one leaves at once, and the run goes on from its last saved state.
     """
-    asked = _Asked(recipe, out, seed, threads)
+    asked = _Asked(recipe, out, seed, threads, unsafe_no_sandbox)
 
     def run() -> int:
         if dry_run:
             require(not resume, "--dry-run and --resume exclude each other: leave one out.")
             return _dry_run(asked, as_json=as_json)
-        return _train(
-            asked,
-            resume=resume,
-            tensorboard=tensorboard,
-            unsafe_no_sandbox=unsafe_no_sandbox,
-            as_json=as_json,
-        )
+        return _train(asked, resume=resume, tensorboard=tensorboard, as_json=as_json)
 
     return run
 
@@ -105,23 +101,34 @@ class _Asked:
     out: str | None
     seed: int | None
     threads: int | None
+    unsafe_no_sandbox: bool
 
-    def load(self) -> LoadedRecipe:
-        """The recipe with the options in it. Raises UserError: one sentence."""
+    @contextmanager
+    def load(self) -> Iterator[tuple[LoadedRecipe, Adapters]]:
+        """The recipe with the options in it, and what grades other makers' problems, closed at the
+        end. Raises UserError: one sentence."""
         from forethought.engines.load import require_torch
 
         _check_range("--seed", self.seed, 0, MAX_SEED)
         _check_range("--threads", self.threads, 1, MAX_THREADS)
         require_torch("train")
-        from forethought.recipes.reading import read_recipe
+        from forethought.recipes.api import let_threads_sleep
 
-        return read_recipe(self.recipe).changed(seed=self.seed, threads=self.threads)
+        let_threads_sleep()
+        from forethought.recipes.reading import open_adapters, read_recipe
+
+        with open_adapters(unsafe_no_sandbox=self.unsafe_no_sandbox) as adapters:
+            loaded = read_recipe(self.recipe, adapters)
+            if loaded.adapted and self.unsafe_no_sandbox:
+                note("Graders run without a sandbox: model output is evaluated on this machine.")
+            yield loaded.changed(seed=self.seed, threads=self.threads), adapters
 
     def going_on(self) -> str:
         """The command line that goes on with the run."""
         words = ["forethought", "train", self.recipe, "--out", self.out or "", "--resume"]
         for option, value in (("--seed", self.seed), ("--threads", self.threads)):
             words += [] if value is None else [option, str(value)]
+        words += ["--unsafe-no-sandbox"] if self.unsafe_no_sandbox else []
         return shlex.join(words)
 
 
@@ -133,10 +140,10 @@ def _check_range(option: str, value: int | None, low: int, high: int) -> None:
 
 
 def _dry_run(asked: _Asked, *, as_json: bool) -> int:
-    loaded = asked.load()
-    from forethought.recipes.dry_run import dry_run
+    with asked.load() as (loaded, _):
+        from forethought.recipes.dry_run import dry_run
 
-    found = dry_run(loaded)
+        found = dry_run(loaded)
     if as_json:
         print_json(found.as_json(), indent=2)
     else:
@@ -144,27 +151,25 @@ def _dry_run(asked: _Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _train(
-    asked: _Asked, *, resume: bool, tensorboard: bool, unsafe_no_sandbox: bool, as_json: bool
-) -> int:
+def _train(asked: _Asked, *, resume: bool, tensorboard: bool, as_json: bool) -> int:
     if not asked.out:
         raise UserError("train needs --out DIR, the folder of the run (or --dry-run).")
     from forethought.paths import expand
 
     out = expand(asked.out)
-    loaded = asked.load()
-    from forethought.cli.train_display import TrainDisplay
-    from forethought.recipes import run
+    with asked.load() as (loaded, adapters):
+        from forethought.cli.train_display import TrainDisplay
+        from forethought.recipes import run
 
-    with StopAfterStep() as stop, TrainDisplay(sys.stderr, loaded.recipe.name, stop) as display:
-        result = run.train(
-            loaded,
-            out,
-            resume=resume,
-            monitor=display,
-            tensorboard=tensorboard,
-            unsafe_no_sandbox=unsafe_no_sandbox,
-        )
+        with StopAfterStep() as stop, TrainDisplay(sys.stderr, loaded.recipe.name, stop) as display:
+            result = run.train(
+                loaded,
+                out,
+                resume=resume,
+                monitor=display,
+                tensorboard=tensorboard,
+                adapters=adapters,
+            )
     if as_json:
         print_json(
             {

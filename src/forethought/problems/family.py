@@ -20,6 +20,7 @@ A problem is a pure function of (settings, level, seed): nothing else is random.
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
@@ -49,6 +50,7 @@ class Family(abc.ABC):
     name: ClassVar[str]
     levels: ClassVar[int]
     """Levels are 1 .. levels, harder upwards; the docstring of the family states each draw."""
+    languages: ClassVar[tuple[Language, ...]] = LANGUAGES
     bare: ClassVar[bool] = False
     """In pretraining it appears as problem and answer only, never as a worked thought."""
     styles: ClassVar[tuple[str, ...]] = ("steps",)
@@ -127,3 +129,9 @@ class Family(abc.ABC):
             canonical=f"{self.name}:{self.canonical(task)}",
             task=task,
         )
+
+    def problems(
+        self, level: int, seeds: Iterable[int], language: Language | None = None
+    ) -> Iterator[Problem]:
+        """Those of several seeds, each made when it is asked for."""
+        return (self.problem(level, seed, language) for seed in seeds)

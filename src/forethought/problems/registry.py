@@ -1,18 +1,19 @@
-"""Families by name: the bundled ones, and a person's own from a file."""
+"""Families by name: the bundled ones, a person's own from a file, and other makers' problems."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import importlib
-import importlib.util
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from forethought.errors import UserError
+from forethought.problems.adapters.adapters import Adapters, is_adapted
 from forethought.problems.family import Family
+from forethought.problems.own_code import own_module
+from forethought.problems.source import LevelledSource
 
 Setting: TypeAlias = "bool | int | float | str"
 
@@ -40,10 +41,13 @@ def family(
 ) -> Family:
     """The family of a name, or of ``path/to/file.py:Class`` (relative to ``folder``).
 
+    Other makers' problems are no families, since nobody works them out: `source` finds them too.
     ``settings``: fields to set, by the family's name. A file is the person's own code and is run.
     Raises UserError: an unknown name or field (with the nearest one), a value of another type or
     that the family refuses, a file or class that is not there or is no family.
     """
+    if is_adapted(spec):
+        raise UserError(f"{spec} brings no worked thoughts, so no documents can be made of it.")
     if ":" in spec:
         return _made(_from_file(spec, folder or Path()), spec, settings)
     place = BUNDLED.get(spec)
@@ -64,11 +68,53 @@ def families(
 ) -> list[Family]:
     """Several of them; UserError where two have the same name."""
     found = [family(spec, folder=folder, settings=settings) for spec in specs]
+    _check_names(found)
+    return found
+
+
+def source(
+    spec: str,
+    adapters: Adapters,
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, Mapping[str, Setting]] = {},
+) -> LevelledSource:
+    """What `family` finds, and by further names the problems of other makers:
+
+    - ``reasoning-gym/chain_sum``: a family of reasoning-gym. Its levels are those of its
+      curriculum; ``settings`` are its own, on top of each level.
+    - ``gsm8k:train.jsonl``, ``math:train.jsonl``: a list in the form of GSM8K or of MATH, in a file
+      (relative to ``folder``) or on the hub (``gsm8k:hf://OWNER/NAME/FILE``). It is called
+      ``gsm8k/train``, ``math/train``: by its kind and its file. Levels are MATH's own.
+
+    These are asked in English, never worked out, and graded in the sandboxes of ``adapters``. Held
+    out is one in 16 by the text of the question, as of every family. Raises what `family` raises,
+    and what `Adapters.source` does.
+    """
+    if is_adapted(spec):
+        name = spec if ":" not in spec else f"{spec.partition(':')[0]}/{Path(spec).stem}"
+        return adapters.source(spec, folder or Path(), settings.get(name, {}))
+    return family(spec, folder=folder, settings=settings)
+
+
+def sources(
+    specs: Iterable[str],
+    adapters: Adapters,
+    *,
+    folder: Path | None = None,
+    settings: Mapping[str, Mapping[str, Setting]] = {},
+) -> list[LevelledSource]:
+    """Several of them; UserError where two have the same name."""
+    found = [source(spec, adapters, folder=folder, settings=settings) for spec in specs]
+    _check_names(found)
+    return found
+
+
+def _check_names(found: Sequence[LevelledSource]) -> None:
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two problem families are called {name!r}: give one another name.")
-    return found
 
 
 def _made(cls: type[Family], spec: str, settings: Mapping[str, Mapping[str, Setting]]) -> Family:
@@ -96,22 +142,7 @@ def _from_file(spec: str, folder: Path) -> type[Family]:
     path = (folder / file_text).resolve()
     if not path.is_file():
         raise UserError(f"{spec}: there is no file {path}; write path/to/file.py:Class.")
-    module_name = f"forethought_own_{path.stem}_{abs(hash(str(path))):x}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        made = importlib.util.spec_from_file_location(module_name, path)
-        if made is None or made.loader is None:
-            raise UserError(f"{path} is no Python file: a family is a class in a .py file.")
-        module = importlib.util.module_from_spec(made)
-        sys.modules[module_name] = module
-        try:
-            made.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[module_name]
-            said = " ".join(str(error).split())
-            raise UserError(
-                f"{path} cannot be imported ({type(error).__name__}: {said})."
-            ) from error
+    module = own_module(path)
     cls = getattr(module, name, None)
     if not (isinstance(cls, type) and issubclass(cls, Family)):
         raise UserError(f"{path} has no class {name!r} that is a Family.")

@@ -4,13 +4,13 @@ one number and a run can go on where it stopped."""
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from typing import Final
 
 from forethought.errors import UserError
-from forethought.problems.family import Family
-from forethought.problems.problem import LANGUAGES, Language, Problem
+from forethought.problems.problem import Language, Problem
+from forethought.problems.source import LevelledSource
 
 _TRIES: Final = 10_000
 _TRIES_FOR_ANOTHER: Final = 2_500
@@ -29,8 +29,15 @@ def _mixed(number: int) -> int:
     return number ^ (number >> 31)
 
 
+def _seeds(bits: int) -> Iterator[int]:
+    """Seeds without end that follow from ``bits``."""
+    while True:
+        bits = _mixed(bits)
+        yield bits & ((1 << 48) - 1)
+
+
 def _levels(
-    families: Sequence[Family], chosen: Mapping[str, tuple[int, ...]] | None
+    families: Sequence[LevelledSource], chosen: Mapping[str, tuple[int, ...]] | None
 ) -> list[tuple[int, ...]]:
     """The levels of each family: those that were chosen by its name, else all."""
     found = []
@@ -55,7 +62,7 @@ class ProblemStream:
 
     def __init__(
         self,
-        families: Sequence[Family],
+        families: Sequence[LevelledSource],
         seed: int,
         *,
         levels: dict[str, tuple[int, ...]] | None = None,
@@ -99,7 +106,7 @@ class ProblemStream:
 
 
 def held_out_problems(
-    families: Sequence[Family],
+    families: Sequence[LevelledSource],
     count: int,
     seed: int,
     *,
@@ -118,15 +125,14 @@ def held_out_problems(
     chosen: list[Problem] = []
     seen: set[str] = set()
     exhausted: set[tuple[int, int]] = set()
-    bits = _mixed(seed)
+    seeds = _seeds(_mixed(seed))
     for number in range(count):
         turn, at = divmod(number, len(families))
         one, (round_, which) = families[at], divmod(turn, len(of_family[at]))
         level = of_family[at][which]
-        spoken = language or LANGUAGES[(at + which + round_) % 2]
-        for attempt in range(_TRIES):
-            bits = _mixed(bits)
-            problem = one.problem(level, bits & ((1 << 48) - 1), spoken)
+        spoken = language or one.languages[(at + which + round_) % len(one.languages)]
+        drawn = islice(one.problems(level, seeds, spoken), _TRIES)
+        for attempt, problem in enumerate(drawn):
             if not problem.held_out:
                 continue
             if attempt >= _TRIES_FOR_ANOTHER:

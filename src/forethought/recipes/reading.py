@@ -16,16 +16,18 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from forethought.checkpoints.dataset_files import dataset_file
 from forethought.checkpoints.folder import printable
 from forethought.checkpoints.network_config import NetworkConfig
 from forethought.errors import UserError
 from forethought.paths import expand
-from forethought.problems.family import Family
-from forethought.problems.registry import families, family
+from forethought.problems.adapters.adapters import Adapters, is_adapted
+from forethought.problems.registry import source, sources
+from forethought.problems.source import LevelledSource
 from forethought.recipes import model_table, on_disk
 from forethought.recipes.canonical import canonical_text
 from forethought.recipes.mistakes import Location, Mistake, of_validation, one_sentence, value_text
-from forethought.recipes.recipe import Recipe, TokenizerConfig, nearest_of
+from forethought.recipes.recipe import Recipe, TokenizerConfig, nearest_of, stage_name
 
 BUNDLED: Final = Path(__file__).parent / "bundled"
 MAX_BYTES: Final = 1 << 20
@@ -55,10 +57,15 @@ class LoadedRecipe:
             return self
         return _loaded(self.recipe.model_copy(update=given), self.folder, self.source)
 
-    def families(self) -> list[Family]:
-        """The problem families, in the recipe's order."""
+    def sources(self, adapters: Adapters) -> list[LevelledSource]:
+        """The problem families, and problems of other makers, in the recipe's order."""
         problems = self.recipe.problems
-        return families(problems.families, folder=self.folder, settings=problems.settings)
+        return sources(problems.families, adapters, folder=self.folder, settings=problems.settings)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether some of its problems are other makers', and graded in a sandbox."""
+        return any(is_adapted(spec) for spec in self.recipe.problems.families)
 
 
 def bundled_recipes() -> list[str]:
@@ -66,18 +73,28 @@ def bundled_recipes() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.toml"))
 
 
-def read_recipe(name_or_path: str) -> LoadedRecipe:
+def open_adapters(*, unsafe_no_sandbox: bool = False) -> Adapters:
+    """Other makers' problems, for `read_recipe` and the run after it: whoever opens them closes
+    them. ``unsafe_no_sandbox``: grade without isolation."""
+    return Adapters(dataset_file, unsafe_no_sandbox=unsafe_no_sandbox)
+
+
+def read_recipe(name_or_path: str, adapters: Adapters | None = None) -> LoadedRecipe:
     """The recipe of a bundled name, or of the path of a TOML file.
 
     Everything that the file alone decides is checked, then the files that it names (the base, the
-    data, a reward of one's own). Raises UserError: one sentence with file, key and remedy.
+    data, a reward of one's own). Other makers' problems are looked for with ``adapters``, or with
+    some that are closed again. Raises UserError: one sentence with file, key and remedy.
     """
+    if adapters is None:
+        with open_adapters() as own:
+            return read_recipe(name_or_path, own)
     path = _find(name_or_path)
     where = str(path)
     values = _parse(path)
     recipe = _validate(values, where)
     loaded = _loaded(recipe, path.parent.absolute(), name_or_path)
-    found = _check_problems(loaded)
+    found = _check_problems(loaded, adapters)
     if found:
         raise UserError(one_sentence(where, found))
     on_disk.check_files(recipe, loaded.folder, where)
@@ -196,15 +213,22 @@ def _tuples(value: object) -> object:
     return value
 
 
-def _check_problems(loaded: LoadedRecipe) -> list[Mistake]:
+def _check_problems(loaded: LoadedRecipe, adapters: Adapters) -> list[Mistake]:
     """Families that are not there, levels that a family lacks, tables that name no family."""
     problems = loaded.recipe.problems
-    found: dict[str, Family] = {}
+    found: dict[str, LevelledSource] = {}
     for number, spec in enumerate(problems.families, 1):
+        key = f"problems.families[{number}]"
+        refused = _check_adapted(loaded.recipe, spec, key) if is_adapted(spec) else []
+        if refused:
+            return refused
         try:
-            one = family(spec, folder=loaded.folder, settings=problems.settings)
+            one = source(spec, adapters, folder=loaded.folder, settings=problems.settings)
+            if is_adapted(spec):
+                for level in problems.levels.get(one.name, range(1, one.levels + 1)):
+                    one.problem(level, 0)
         except UserError as error:
-            return [Mistake(f"problems.families[{number}]", f": {str(error).rstrip('.')}")]
+            return [Mistake(key, f": {str(error).rstrip('.')}")]
         if one.name in found:
             return [Mistake("problems.families", f"names two families called {one.name!r}")]
         found[one.name] = one
@@ -224,3 +248,18 @@ def _check_problems(loaded: LoadedRecipe) -> list[Mistake]:
             if not 1 <= level <= most
         ]
     return mistakes
+
+
+def _check_adapted(recipe: Recipe, spec: str, key: str) -> list[Mistake]:
+    """What other makers' problems cannot do: be worked out, and be asked in Chinese."""
+    name = printable(spec, 80)
+    for number, stage in enumerate(recipe.stages, 1):
+        if stage.kind == "pretrain":
+            text = (
+                f"({name}) has no worked documents, which {stage_name(number, stage.kind)} is made "
+                "of; pretrain on other families, and name that model as the base of this recipe"
+            )
+            return [Mistake(key, text)]
+    if recipe.problems.language == "zh":
+        return [Mistake("problems.language", f'is "zh", and {name} asks in English only')]
+    return []

@@ -70,6 +70,8 @@ class Recipe(Frozen):
     seed: Annotated[int, Field(ge=0, le=2**32 - 2)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads, part of a run's identity; None: the cores of the machine."""
+    sampling_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads while sampling: a very small network samples fastest on one; None: all."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     prompt: PromptName = "chat"

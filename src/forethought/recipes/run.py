@@ -22,19 +22,19 @@ import forethought
 from forethought.checkpoints.folder import JSON
 from forethought.checkpoints.save_folder import save_folder
 from forethought.engines.machine import cores
+from forethought.errors import ModelError
 from forethought.evaluation.held_out import evaluate, film_frames
-from forethought.recipes.reading import LoadedRecipe
+from forethought.problems.adapters.adapters import Adapters
+from forethought.recipes.canonical import flat_values
+from forethought.recipes.reading import LoadedRecipe, open_adapters
 from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
 from forethought.recipes.tensorboard import Board, open_board
 from forethought.recipes.workshop import Workshop
 from forethought.training.config import RLConfig
 from forethought.training.monitor import Monitor, Number
-from forethought.training.run_folder import RunFolder
+from forethought.training.run_folder import CHECKPOINTS, TOKENIZER, RunFolder
 from forethought.training.stage import METRICS, Facts, Stage, StepResult, TrainingStopped
-
-CHECKPOINTS = "checkpoints"
-TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,27 @@ def train(
     resume: bool = False,
     monitor: Monitor | None = None,
     tensorboard: bool = False,
-    unsafe_no_sandbox: bool = False,
+    adapters: Adapters | None = None,
 ) -> RunResult:
     """Run a recipe in the folder ``out``, or go on with the run that is there.
 
-    Raises UserError for a folder that holds another run, or nothing to resume; ModelError where
-    training cannot go on (`TrainingStopped`: after the state was saved).
+    ``adapters`` find and grade other makers' problems; by default they are opened for the run, with
+    a sandbox. Raises UserError for a folder that holds another run, or nothing to resume;
+    ModelError where training cannot go on (`TrainingStopped`: after the state was saved).
     """
+    if adapters is None:
+        with open_adapters() as own:
+            return train(
+                recipe,
+                out,
+                resume=resume,
+                monitor=monitor,
+                tensorboard=tensorboard,
+                adapters=own,
+            )
     threads = recipe.recipe.threads or cores()[0]
-    identity = run_identity(recipe, threads)
+    isolated = adapters.isolated if recipe.adapted else None
+    identity = run_identity(recipe, threads, isolated=isolated)
     keep = recipe.recipe.keep_states
     if resume:
         folder = RunFolder.resume(out, identity, keep=keep)
@@ -82,12 +94,18 @@ def train(
         folder = RunFolder.create(out, identity, recipe.text, keep=keep)
     torch.set_num_threads(threads)
     with folder, open_board(out, tensorboard) as board:
-        return _Run(recipe, folder, monitor or Silent(), board).run()
+        return _Run(recipe, folder, monitor or Silent(), board, adapters).run()
 
 
-def run_identity(recipe: LoadedRecipe, threads: int) -> dict[str, JSON]:
-    """What must be the same for a run to go on, and (commit, started) what is only kept."""
-    return {
+def run_identity(
+    recipe: LoadedRecipe, threads: int, *, isolated: bool | None = None
+) -> dict[str, JSON]:
+    """What must be the same for a run to go on, and (commit, started) what is only kept.
+
+    ``isolated``: whether other makers' graders run in a sandbox; None where there are none. The
+    recipe's values are there one by one, so that a refusal names the one that differs.
+    """
+    own: dict[str, JSON] = {
         "forethought": forethought.__version__,
         "recipe": recipe.recipe.name,
         "recipe_digest": recipe.digest,
@@ -98,9 +116,12 @@ def run_identity(recipe: LoadedRecipe, threads: int) -> dict[str, JSON]:
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "isolated": isolated,
         "commit": commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    values = flat_values(recipe.recipe).items()
+    return own | {f"recipe.{key}": value for key, value in values if key not in {*own, "name"}}
 
 
 class _Run:
@@ -110,13 +131,19 @@ class _Run:
         folder: RunFolder,
         monitor: Monitor,
         board: Board,
+        adapters: Adapters,
     ) -> None:
         self.recipe = recipe.recipe
+        self.adapters = adapters
+        self.notes: dict[str, JSON] = {}
+        """What every line about scores has to say."""
+        if recipe.adapted and not adapters.isolated:
+            self.notes["isolated"] = False
         self.folder = folder
         self.monitor = monitor
         self.board = board
         saved = folder.restore()
-        self.shop = Workshop(recipe, folder.path / TOKENIZER)
+        self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters)
         self._keep_tokenizer()
         self.problems = self.shop.held_out()
         self.labels = _labels(self.recipe.stages)
@@ -161,7 +188,8 @@ class _Run:
             try:
                 result = stage.step()
             except TrainingStopped as stop:
-                self._save(stage, label)
+                if stage.number > saved_at or not self.folder.states.numbers():
+                    self._save(stage, label)
                 raise type(stop)(
                     f"{label} step {stage.number + 1}: {stop} The state before it is in "
                     f"{self.folder.path}."
@@ -172,12 +200,23 @@ class _Run:
                 self._evaluate(label, stage.number)
             due = last or stage.number - saved_at >= config.save_every
             stopping = self.monitor.stopping()
-            if stage.resumable and (due or stopping):
+            ill = self._grader_failure()
+            if stage.resumable and (due or stopping or ill):
                 self._save(stage, label)
                 saved_at = stage.number
+                if ill:
+                    raise ModelError(f"{label} step {stage.number}: {ill}")
                 if stopping and not (last and self.at + 1 == len(self.recipe.stages)):
                     return False
         return True
+
+    def _grader_failure(self) -> str:
+        """Why scores are not to be trusted any more; "" while they are."""
+        try:
+            self.adapters.check_health()
+        except ModelError as error:
+            return str(error)
+        return ""
 
     def _tell(self, label: str, step: int, result: StepResult, seconds: float) -> None:
         self._append(label, step, result.metrics)
@@ -209,7 +248,7 @@ class _Run:
         seconds = time.perf_counter() - started
         self._append(label, step, found.metrics)
         for frame in frames:
-            self.folder.append_film(asdict(frame))
+            self.folder.append_film(asdict(frame) | self.notes)
         self.folder.append_timing(
             {
                 "stage": label,
@@ -226,6 +265,7 @@ class _Run:
         line: dict[str, JSON] = {"stage": label, "step": step}
         line |= {key: metrics.get(key) for key in METRICS}
         line |= {key: value for key, value in metrics.items() if key not in line}
+        line |= self.notes
         self.folder.append_metrics(line)
         self.board.write(label, self._global_step(step), metrics)
 

@@ -9,8 +9,7 @@ from typing import Protocol
 
 from forethought.errors import UserError
 from forethought.training.monitor import Number
-
-FOLDER = "tensorboard"
+from forethought.training.run_folder import TENSORBOARD
 
 
 class Board(Protocol):
@@ -51,7 +50,7 @@ def open_board(run: Path, wanted: bool) -> Iterator[Board]:
         yield NoBoard()
         return
     try:
-        board = _Files(run / FOLDER)
+        board = _Files(run / TENSORBOARD)
     except ModuleNotFoundError:
         raise UserError(
             "--tensorboard needs the package tensorboard; install it with: pip install tensorboard"

@@ -12,6 +12,7 @@ from forethought.checkpoints.network_config import DeepseekConfig, NetworkConfig
 from forethought.models.causal_lm import CausalLM
 from forethought.models.loading import DTYPES, build, load, usable_device
 from forethought.paths import expand
+from forethought.problems.adapters.adapters import Adapters
 from forethought.problems.problem import Problem
 from forethought.problems.stream import ProblemStream, held_out_problems
 from forethought.recipes.model_table import with_vocabulary
@@ -111,16 +112,21 @@ def _seed(recipe: Recipe, purpose: int) -> int:
 
 
 class Workshop:
-    """One recipe's parts."""
+    """One recipe's parts. ``adapters`` are the caller's, who closes them."""
 
-    def __init__(self, loaded: LoadedRecipe, saved_tokenizer: Path) -> None:
+    def __init__(self, loaded: LoadedRecipe, saved_tokenizer: Path, adapters: Adapters) -> None:
         self.loaded = loaded
         self.recipe = loaded.recipe
-        self.families = loaded.families()
+        self.families = loaded.sources(adapters)
         self.tokenizer = tokenizer_of(loaded, saved_tokenizer)
         self.prompter = Prompter(self.tokenizer, self.recipe.prompt)
         self.network = network_of(loaded, self.tokenizer)
-        self.policy = Policy(self.network, self.tokenizer, self.prompter)
+        self.policy = Policy(
+            self.network,
+            self.tokenizer,
+            self.prompter,
+            sampling_threads=self.recipe.sampling_threads,
+        )
         self._verifiers: dict[str, Verifier] = {one.name: one for one in self.families}
 
     def tokenizer_files(self) -> dict[str, bytes]:

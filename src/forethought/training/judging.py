@@ -8,7 +8,6 @@ Source: DeepSeek-R1 (arXiv:2501.12948) section 2.2.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Final, Protocol, TypeAlias
 
 from forethought.dialogue.final_answer import final_answer
 from forethought.errors import UserError
+from forethought.problems.own_code import own_module
 from forethought.problems.problem import Problem, Verdict, unscorable, wrong
 from forethought.training.config import RewardConfig
 from forethought.training.tokenizer import TrainedTokenizer
@@ -142,16 +142,10 @@ def own_reward(spec: str, folder: Path) -> OwnReward:
     path = (folder / file_text).resolve()
     if not file_text or not path.is_file():
         raise UserError(f"reward.own {spec!r}: there is no file {path}; write file.py:function.")
-    made = importlib.util.spec_from_file_location(f"forethought_reward_{path.stem}", path)
-    if made is None or made.loader is None:
-        raise UserError(f"reward.own {spec!r}: {path} is no Python file.")
-    module = importlib.util.module_from_spec(made)
     try:
-        made.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(
-            f"reward.own {spec!r}: {path} cannot be imported ({type(error).__name__}: {error})."
-        ) from error
+        module = own_module(path)
+    except UserError as error:
+        raise UserError(f"reward.own {spec!r}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"reward.own {spec!r}: {path} has no function {name!r}.")

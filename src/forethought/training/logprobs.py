@@ -24,6 +24,8 @@ def token_logprobs(
     targets_N: torch.Tensor,
     temperature: float = 1.0,
     chunk: int | None = None,
+    *,
+    entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How likely each target is, and how open the choice was: (logprobs_N, entropy_N), in nats.
 
@@ -35,8 +37,8 @@ def token_logprobs(
 
     Whatever the dtype of the inputs, the computation and its results are float32, or float64 where
     the hidden states are. ``chunk``: tokens whose logits are held at once; the results do not
-    depend on it, but for rounding. Raises ValueError for a temperature or chunk that is not
-    positive.
+    depend on it, but for rounding. Without ``entropy`` that result is zeros. Raises ValueError for
+    a temperature or chunk that is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: log-probabilities need a positive one")
@@ -45,7 +47,7 @@ def token_logprobs(
     if chunk < 1:
         raise ValueError(f"chunk {chunk}: at least one token must be held")
     results: tuple[torch.Tensor, torch.Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_weight_VD, targets_N, temperature, chunk
+        hidden_ND, head_weight_VD, targets_N, temperature, chunk, entropy
     )
     return results
 
@@ -61,10 +63,11 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_N: torch.Tensor,
         temperature: float,
         chunk: int,
+        entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         scaled_ND, wide_VD = _widened(hidden_ND, weight_VD, temperature)
         logprobs_N = scaled_ND.new_empty(len(targets_N))
-        entropy_N = torch.empty_like(logprobs_N)
+        entropy_N = torch.zeros_like(logprobs_N)
         probs_CV = None
         for rows, logits_CV, probs_CV in _chunks(scaled_ND, wide_VD, chunk):
             # The normaliser, from the largest term: a probability that cannot underflow.
@@ -83,7 +86,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, grad_N: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
         hidden_ND, weight_VD, targets_N, kept_NV = ctx.saved_tensors
         scaled_ND, wide_VD = _widened(hidden_ND, weight_VD, ctx.temperature)
         grad_ND = torch.empty_like(scaled_ND) if ctx.needs_input_grad[0] else None
@@ -104,7 +107,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_ND = grad_ND.div_(ctx.temperature).to(hidden_ND.dtype)
         if grad_VD is not None:
             grad_VD = grad_VD.to(weight_VD.dtype)
-        return grad_ND, grad_VD, None, None, None
+        return grad_ND, grad_VD, None, None, None, None
 
 
 def _widened(

@@ -5,8 +5,8 @@ N: input tokens of a row, L: loss tokens, M: layers with experts, K: experts a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,15 @@ class Scored:
 class Policy:
     """A network and everything that turns problems into samples of it. One set of weights."""
 
-    def __init__(self, network: CausalLM, tokenizer: TrainedTokenizer, prompter: Prompter) -> None:
+    def __init__(
+        self,
+        network: CausalLM,
+        tokenizer: TrainedTokenizer,
+        prompter: Prompter,
+        *,
+        sampling_threads: int | None = None,
+    ) -> None:
+        self._sampling_threads = sampling_threads
         self.network = network
         self.tokenizer = tokenizer
         self.prompter = prompter
@@ -61,7 +69,8 @@ class Policy:
             record_experts=record_experts and self.has_experts,
         )
         prompts = [self.prompter.ids(problem.text) for problem in problems]
-        return rollout.sample(prompts, n, seeds, sampling, max_tokens)
+        with _threads(self._sampling_threads):
+            return rollout.sample(prompts, n, seeds, sampling, max_tokens)
 
     def sequence(self, problem: Problem, sample: RolloutSample) -> TokenSequence:
         """Prompt and sample; every token of the sample is trained, its end token too."""
@@ -100,6 +109,18 @@ class Policy:
 def noise_seed(seed: int, problem: int) -> int:
     """What the samples of a stage's problem number ``problem`` are drawn with; 63 bits."""
     return ((seed << 40) ^ problem) % (1 << 63)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads on the CPU, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def experts_of(samples: Sequence[RolloutSample]) -> torch.Tensor | None:

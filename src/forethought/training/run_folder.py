@@ -7,7 +7,9 @@
     metrics.jsonl   one line a step, no clock in it      timings.jsonl   what steps took
     film.jsonl      the fixed held-out problems, as each moment's model answers them
     state/          see `forethought.training.state_store`
-    done.json       there once the run is finished
+    tokenizer/      what turns text into ids, from before the first step on
+    checkpoints/    the model after each stage but the last      tensorboard/    if asked for
+    done.json       there once the run is finished; the model's own files are beside it then
 
 A state holds how long each log was and its SHA-256 up to there, so a resumed run cuts the logs
 back to the state it goes on from, and a log that somebody changed is noticed.
@@ -46,13 +48,17 @@ METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 FILM = "film.jsonl"
 STATE = "state"
+TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 DONE = "done.json"
 LOCK = ".lock"
 INFORMATIVE = frozenset({"commit", "host", "started"})
 """Keys of an identity that are kept and never compared."""
 
 _LOGS = (METRICS, TIMINGS, FILM)
-_OURS = frozenset({RUN, RECIPE, STATE, DONE, LOCK, *_LOGS})
+_UNBEGUN = frozenset({RUN, RECIPE, STATE, TENSORBOARD, f".{TOKENIZER}.unfinished", LOCK, *_LOGS})
+"""All that there may be of a run before its tokenizer, which is where it begins."""
 _MARKS = "logs"
 
 
@@ -354,16 +360,21 @@ def _check_run(path: Path) -> None:
 def _check_free(path: Path) -> None:
     """Raise UserError unless all in ``path`` is what a run leaves that never began."""
     names = {entry.name for entry in path.iterdir()}
+    if RUN in names:
+        if DONE in names:
+            raise UserError(f"{path} holds a finished run: give the name of a new folder.")
+        logged = any((path / name).is_file() and (path / name).stat().st_size for name in _LOGS)
+        if logged or TOKENIZER in names or StateStore(path / STATE).numbers():
+            raise UserError(
+                f"{path} holds another run: resume it, or give the name of a new folder."
+            )
     named = {name for name in names if not name.startswith((RUN + TEMPORARY, RECIPE + TEMPORARY))}
-    foreign = sorted(named - (_OURS if RUN in names else {LOCK}))
+    foreign = sorted(named - (_UNBEGUN if RUN in names else {LOCK}))
     if foreign:
         raise UserError(
             f"{path} holds something else ({printable(foreign[0], 80)}): give the name of a new "
             "folder for the run."
         )
-    logged = any((path / name).is_file() and (path / name).stat().st_size for name in _LOGS)
-    if DONE in names or logged or StateStore(path / STATE).numbers():
-        raise UserError(f"{path} holds a run already: resume it, or give the name of a new folder.")
 
 
 def _checked(identity: Mapping[str, JSON]) -> dict[str, JSON]:

@@ -151,7 +151,9 @@ class Supervised:
         network = self.network
         head_VD = network.head_weight[: self._vocabulary]
         hidden_ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
-        logprobs_L, _ = token_logprobs(hidden_ND[0, batch.rows_L], head_VD, batch.targets_L)
+        logprobs_L, _ = token_logprobs(
+            hidden_ND[0, batch.rows_L], head_VD, batch.targets_L, entropy=False
+        )
         loss = -logprobs_L.sum() / all_targets
         shares = {"loss": float(loss.detach())}
         total = loss
@@ -160,7 +162,10 @@ class Supervised:
                 batch.next_N[None], hidden_ND, batch.positions_1N, batch.packed
             )
             second_L, _ = token_logprobs(
-                second_ND[0, batch.second_rows_L], head_VD, batch.second_targets_L
+                second_ND[0, batch.second_rows_L],
+                head_VD,
+                batch.second_targets_L,
+                entropy=False,
             )
             mtp = -second_L.sum() / all_targets
             shares["mtp_loss"] = float(mtp.detach())

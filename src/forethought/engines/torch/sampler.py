@@ -171,15 +171,15 @@ class Sampler:
             self._ahead = NoiseAhead(self._seed_B, self._index_B)
 
     def select(self, rows: Sequence[int]) -> None:
-        """The batch becomes these rows of it, in this order. All rows must have had the same
-        parameters (ValueError): groups of rows are laid out once."""
+        """The batch becomes these rows of it; ValueError unless all had the same parameters."""
         if len(self._groups) != 1 or self._banned is not None or len(self._kinds) > 1:
             raise ValueError("only a batch of equal parameters can lose rows")
         at = torch.tensor(rows, device=self._seed_B.device)
         self._size = len(rows)
         self._seed_B, self._index_B = self._seed_B[at], self._index_B[at]
         self._raw_B = self._raw_B[at]
-        self._silent_B = None if self._silent_B is None else self._silent_B[at]
+        if self._silent_B is not None:
+            self._silent_B = self._silent_B[at]
         self._clean_BV = None
         if self._ahead is not None:
             self._ahead.select(at)

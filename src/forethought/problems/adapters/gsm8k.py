@@ -18,11 +18,17 @@ class Gsm8k:
     file of another shape.
     """
 
-    name = "gsm8k"
-
-    def __init__(self, path: Path, verifier: MathVerifier | None = None) -> None:
+    def __init__(
+        self, path: Path, verifier: MathVerifier | None = None, *, name: str = "gsm8k"
+    ) -> None:
+        self._name = name
         self._verifier = verifier
-        self._problems = [_problem(row, index) for index, row in enumerate(read_rows(path))]
+        self._problems = [_problem(row, index, name) for index, row in enumerate(read_rows(path))]
+
+    @property
+    def name(self) -> str:
+        """What its problems give as their family."""
+        return self._name
 
     def __len__(self) -> int:
         return len(self._problems)
@@ -41,17 +47,17 @@ class Gsm8k:
         return CORRECT if value == number(problem.answer) else wrong("not the right number")
 
 
-def _problem(row: Row, index: int) -> Problem:
+def _problem(row: Row, index: int, name: str) -> Problem:
     question, solution = row.text("question"), row.text("answer")
     gold = solution.rpartition("####")[2].strip() if "####" in solution else ""
     if number(gold) is None:
         raise row.wrong("gives no number after ####")
     return Problem(
-        family=Gsm8k.name,
+        family=name,
         level=1,
         seed=index,
         language="en",
         text=question,
         answer=gold.replace(",", ""),
-        canonical=f"{Gsm8k.name}:{' '.join(question.split())}",
+        canonical=f"gsm8k:{' '.join(question.split())}",
     )

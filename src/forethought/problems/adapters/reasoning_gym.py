@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Final
 
 from forethought.errors import ModelError, UserError
@@ -17,6 +18,8 @@ from forethought.problems.problem import CORRECT, Language, Problem, Verdict, un
 from forethought.problems.sandbox import Outcome, Sandbox
 from forethought.problems.sandbox_runner import Limits, bundled_program
 
+PREFIX: Final = "reasoning-gym/"
+"""Before a family's own name; keeps it apart from ours."""
 LONGEST: Final = 10_000
 """Characters of a final answer that are looked at (boards are long); a longer one is wrong."""
 
@@ -65,47 +68,65 @@ def reasoning_gym_sandbox(
 
 
 class ReasoningGym:
-    """One family of reasoning-gym by its name there, with its settings as keywords.
+    """One family of reasoning-gym by its name there, with its settings. A `LevelledSource`.
 
     ``graded`` gives it the levels of its curriculum, with ``config`` on top of each; otherwise it
     has one level, the library's default settings with ``config``. Starts the sandbox. Raises
     UserError for an unknown name (with the nearest), a refused family, and refused settings.
     """
 
+    languages: tuple[Language, ...] = ("en",)
+
     def __init__(
-        self, name: str, sandbox: Sandbox, *, graded: bool = False, **config: JsonValue
+        self,
+        name: str,
+        sandbox: Sandbox,
+        config: Mapping[str, JsonValue] = {},
+        *,
+        graded: bool = False,
     ) -> None:
         self._name = name
         self._sandbox = sandbox
-        self._family: dict[str, object] = {"name": name, "config": config, "graded": graded}
+        self._family: dict[str, object] = {"name": name, "config": dict(config), "graded": graded}
         self._check_name()
         self.levels = self._count_levels()
 
+    @classmethod
+    def at_its_levels(
+        cls, name: str, sandbox: Sandbox, config: Mapping[str, JsonValue]
+    ) -> ReasoningGym:
+        """A family with the levels of its curriculum, or with one level where it has none."""
+        for key in ("seed", "size"):
+            if key in config:
+                raise UserError(f"{PREFIX}{name} has no setting {key!r}: each problem has its own.")
+        single = cls(name, sandbox, config)
+        return cls(name, sandbox, config, graded=True) if single._has_curriculum() else single
+
     @property
     def name(self) -> str:
-        """What its problems give as their family; `reasoning_gym/` keeps it apart from ours."""
-        return f"reasoning_gym/{self._name}"
+        """What its problems give as their family."""
+        return PREFIX + self._name
 
     def problem(self, level: int, seed: int, language: Language | None = None) -> Problem:
         """The problem of a level and a seed. UserError for a level or a language it lacks."""
-        return self.problems(level, [seed], language)[0]
+        return next(self.problems(level, [seed], language))
 
     def problems(
-        self, level: int, seeds: Sequence[int], language: Language | None = None
-    ) -> list[Problem]:
-        """Several at once, which saves the way to the sandbox. ModelError where drawing fails."""
+        self, level: int, seeds: Iterable[int], language: Language | None = None
+    ) -> Iterator[Problem]:
+        """Several, drawn some ahead: one way to the sandbox takes as long as 64 draws there.
+
+        ModelError where drawing fails.
+        """
         if not 1 <= level <= self.levels:
             raise UserError(f"{self.name} has no level {level}: its levels are 1 to {self.levels}.")
-        if language not in {None, "en"}:
+        if language not in {None, *self.languages}:
             raise UserError(f"{self.name} asks in English only: leave the language out.")
-        made: list[Problem] = []
-        for start in range(0, len(seeds), _DRAWS_AT_ONCE):
-            some = seeds[start : start + _DRAWS_AT_ONCE]
-            payload = {**self._family, "level": level, "seeds": list(some)}
-            drawn = self._value("draw", payload)
+        left = iter(seeds)
+        while some := list(islice(left, _DRAWS_AT_ONCE)):
+            drawn = self._value("draw", {**self._family, "level": level, "seeds": some})
             assert isinstance(drawn, list)
-            made += [self._made(level, *pair) for pair in zip(some, drawn, strict=True)]
-        return made
+            yield from (self._made(level, *pair) for pair in zip(some, drawn, strict=True))
 
     def verify(self, problem: Problem, answer: str) -> Verdict:
         """The verdict on a final answer (hostile text, already taken out of the sample)."""
@@ -139,6 +160,10 @@ class ReasoningGym:
             near = difflib.get_close_matches(self._name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
             raise UserError(f"reasoning-gym has no family {self._name!r}: {hint}")
+
+    def _has_curriculum(self) -> bool:
+        outcome = self._sandbox.call("describe", {**self._family, "graded": True}, _DRAW_SECONDS)
+        return outcome.kind == "raised" or outcome.value != {"levels": 0}
 
     def _count_levels(self) -> int:
         outcome = self._sandbox.call("describe", self._family, _DRAW_SECONDS)
