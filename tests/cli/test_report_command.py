@@ -37,7 +37,7 @@ def test_the_page_is_where_it_says(run: Path, cli: Cli) -> None:
 
 
 def test_json_has_the_figures_and_the_paths(begun: Path, cli: Cli, tmp_path: Path) -> None:
-    done = cli("report", str(begun), "--out", str(tmp_path / "out"), "--open-not", "--json")
+    done = cli("report", str(begun), "--out", str(tmp_path / "out"), "--no-open", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
     found = json.loads(done.stdout)

@@ -27,8 +27,8 @@ def test_every_level_draws_what_the_docstring_says():
     for problem in problems_of(FAMILY, 300):
         items = problem.task.items
         low, high, counts = {
-            1: (0, 99, (3,)),
-            2: (0, 99, (4, 5)),
+            1: (0, 9, (3, 4, 5)),
+            2: (0, 99, (3, 4, 5)),
             3: (0, 999, (6, 7, 8)),
             4: (-99, 99, (4, 5, 6) if isinstance(items[0], str) else (5, 6, 7)),
         }[problem.level]
@@ -41,7 +41,7 @@ def test_every_level_draws_what_the_docstring_says():
             assert all(low <= item <= high for item in items)
         if problem.level == 1 or isinstance(items[0], str):
             assert len(set(items)) == len(items)
-    assert len(kinds) == 2 * (1 + 2 + 3 + 3 + 3)
+    assert len(kinds) == 2 * (3 + 3 + 3 + 3 + 3)
 
 
 def test_the_answer_is_what_repeated_exchange_of_neighbours_gives():
@@ -113,20 +113,23 @@ def test_slips_lead_astray_unless_they_are_looked_for():
 
 
 def test_thoughts_pick_and_check_in_words():
-    problem = FAMILY.problem(1, 2, "en")
-    assert problem.task == SortingTask((66, 34, 5), False)
+    digits = FAMILY.problem(1, 0, "en")
+    assert digits.task == SortingTask((4, 1, 7), True)
+    assert FAMILY.worked(digits, Random(0)).steps == ("Largest: 7.", "Then 4.", "Then 1.")
+    problem = FAMILY.problem(2, 3, "en")
+    assert problem.task == SortingTask((58, 35, 81), False)
     assert FAMILY.worked(problem, Random(0), style="check").steps == (
-        "Smallest of 66, 34, 5: 5.",
-        "Smallest of 66, 34: 34.",
-        "Then 66.",
+        "The smallest of 58, 35, 81 is 35.",
+        "The smallest of 58, 81 is 58.",
+        "81 is left.",
         "Check: 3 of 3 are there.",
-        "5 < 34.",
-        "34 < 66.",
+        "35 < 58.",
+        "58 < 81.",
     )
     repaired = [
         FAMILY.worked(problem, Random(seed), style="check", slip=0.6).steps for seed in range(20)
     ]
-    assert any("Wait, 5 comes before 34: 5, 34, 66." in steps for steps in repaired)
+    assert any("Wait, 35 comes before 58: 35, 58, 81." in steps for steps in repaired)
     assert any("Check: 2 of 3 are there." in steps for steps in repaired)
 
 

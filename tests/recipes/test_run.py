@@ -118,7 +118,7 @@ def test_a_loss_spike_stops_with_the_state_before_it(tmp_path: Path) -> None:
     text = RECIPE.replace("steps = 8\n", "steps = 60\n").replace(
         "learning_rate = 1e-2, warmup_steps = 2, decay_steps = 3", "learning_rate = 1e-3"
     )
-    text = text.replace('kind = "pretrain"\n', 'kind = "pretrain"\nspike_factor = 0.99\n')
+    text = text.replace('kind = "pretrain"\n', 'kind = "pretrain"\nspike_factor = 0.5\n')
     recipe, out = write_recipe(tmp_path, text), tmp_path / "run"
     with pytest.raises(TrainingStopped, match=r"pretrain step \d+: the loss is .*learning_rate"):
         train(recipe, out)

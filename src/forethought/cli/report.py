@@ -29,8 +29,8 @@ def report(
         str | None,
         typer.Option("--out", help="Where the page goes (default: RUN/report).", metavar="DIR"),
     ] = None,
-    open_not: Annotated[
-        bool, typer.Option("--open-not", help="Do not open the page in a browser.")
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Do not open the page in a browser.")
     ] = False,
     as_json: options.AsJson = False,
 ) -> Callable[[], int]:
@@ -38,7 +38,7 @@ def report(
 
     \b
       forethought report my-run
-      forethought report my-run --out my-report --open-not
+      forethought report my-run --out my-report --no-open
 
     The page is one file without script that loads nothing; each curve is a PNG beside it. On a
     terminal it is opened in the browser. Needs the extra train.
@@ -54,7 +54,7 @@ def report(
             return 0
         note(_said(found))
         show_text(f"{found.page}\n")
-        if not open_not and is_terminal(sys.stdout) and _has_screen():
+        if not no_open and is_terminal(sys.stdout) and _has_screen():
             _open(found.page)
         return 0
 

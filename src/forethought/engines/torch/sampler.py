@@ -163,10 +163,10 @@ class Sampler:
         self._scratch: torch.Tensor | None = None
 
     def reseed(self, rows: Sequence[int], seeds: Sequence[int], indices: Sequence[int]) -> None:
-        """Other samples take these rows over; their parameters are those of the ones before."""
-        at = torch.tensor(rows, device=self._seed_B.device)
-        self._seed_B[at] = torch.tensor(seeds, device=at.device)
-        self._index_B[at] = torch.tensor(indices, device=at.device)
+        """Other samples, of the same parameters, take these rows over."""
+        device = self._seed_B.device
+        self._seed_B[rows] = torch.tensor(seeds, device=device)
+        self._index_B[rows] = torch.tensor(indices, device=device)
         if self._ahead is not None:
             self._ahead = NoiseAhead(self._seed_B, self._index_B)
 
@@ -174,8 +174,7 @@ class Sampler:
         """The batch becomes these rows of it; ValueError unless all had the same parameters."""
         if len(self._groups) != 1 or self._banned is not None or len(self._kinds) > 1:
             raise ValueError("only a batch of equal parameters can lose rows")
-        at = torch.tensor(rows, device=self._seed_B.device)
-        self._size = len(rows)
+        at, self._size = torch.tensor(rows, device=self._seed_B.device), len(rows)
         self._seed_B, self._index_B = self._seed_B[at], self._index_B[at]
         self._raw_B = self._raw_B[at]
         if self._silent_B is not None:
