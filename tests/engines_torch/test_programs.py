@@ -16,7 +16,7 @@ from test_dense import CASES
 
 from forethought.checkpoints.network_config import DenseConfig
 from forethought.engines.torch.cache import RowCache
-from forethought.engines.torch.kernels import Precision, can_block, can_int8
+from forethought.engines.torch.kernels import Precision, can_block, can_int8, has_vnni
 from forethought.engines.torch.programs import (
     DenseProgram,
     NetworkProgram,
@@ -30,6 +30,9 @@ LENGTHS = [1, 33, 64, 70]
 STEPS = 4
 BOUND = {"float32": 1e-5, "bfloat16": 0.04, "int8": 0.1}
 """Largest error as a share of the largest logit."""
+if not has_vnni():
+    # Activations have 7 bits there instead of 8, and so up to twice the rounding error.
+    BOUND["int8"] *= 2
 
 
 def through_rows(
