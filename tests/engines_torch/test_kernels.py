@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding_noise import RANGE_STEPS
 
 from forethought.engines.torch.kernels import (
     BlockedKernel,
@@ -19,6 +20,7 @@ from forethought.engines.torch.kernels import (
     StackedPair,
     can_block,
     can_int8,
+    has_vnni,
     make_kernel,
     make_pair,
     quantize_rows,
@@ -97,35 +99,48 @@ def test_bfloat16_rounds_its_result_and_no_more(bias: bool) -> None:
     check_all(kernel, exact(weight_OI, bias_O, x_NI), x_NI, other_NO, 2**-7)
 
 
+@pytest.fixture(params=RANGE_STEPS)
+def bits(request: pytest.FixtureRequest) -> int:
+    """Bits of an activation; 8 only where their products do not saturate."""
+    found: int = request.param
+    if found == 8 and not has_vnni():
+        pytest.skip("products of 8 bits saturate on a CPU without VNNI")
+    return found
+
+
 @needs_int8
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_int8_is_off_by_half_a_level_of_weights_and_inputs(
-    outputs: int, inputs: int, bias: bool
+    outputs: int, inputs: int, bias: bool, bits: int
 ) -> None:
     """|error| <= sum over the inputs of |w| dx + |x| dw + dw dx, all of it known beforehand."""
     for rows in (1, 2, 5, 16):
         weight_OI, bias_O, x_NI, _ = parts(outputs, inputs, rows, bias)
-        got_NO = Int8Kernel(weight_OI, bias_O)(x_NI).double()
+        got_NO = Int8Kernel(weight_OI, bias_O, narrow=bits == 7)(x_NI).double()
         half_weight_O1 = weight_OI.double().abs().amax(dim=1, keepdim=True) / 254
-        # A range of [-1, 1] in 255 steps (127 where bytes of products saturate), zero exact.
-        half_input_N1 = x_NI.double().abs().amax(dim=1, keepdim=True) / 127
+        # A range of [-1, 1] in 255 or 127 steps. Zero is a level, so the range moves by up to half
+        # a step, and what stands at its end is off by as much more.
+        largest_N1 = x_NI.double().abs().amax(dim=1, keepdim=True)
+        half_step_N1 = largest_N1 / RANGE_STEPS[bits]
+        off_NI = half_step_N1 * (1 + (x_NI.double().abs() > largest_N1 - half_step_N1).double())
         bound_NO = (
-            half_input_N1 * weight_OI.double().abs().sum(dim=1)
+            off_NI @ weight_OI.double().abs().T
             + x_NI.double().abs().sum(dim=1, keepdim=True) * half_weight_O1.T
-            + inputs * half_input_N1 * half_weight_O1.T
+            + off_NI.sum(dim=1, keepdim=True) * half_weight_O1.T
         )
         error_NO = (got_NO - exact(weight_OI, bias_O, x_NI)).abs()
         assert bool((error_NO <= bound_NO + 1e-5).all())
 
 
 @needs_int8
-def test_int8_is_within_two_percent_on_ordinary_rows() -> None:
+def test_int8_is_within_two_percent_on_ordinary_rows(bits: int) -> None:
     weight_OI, _, x_NI, other_NO = parts(330, 96, 8, False)
     y_NO = exact(weight_OI, None, x_NI)
-    error_NO = Int8Kernel(weight_OI)(x_NI).double() - y_NO
+    kernel = Int8Kernel(weight_OI, narrow=bits == 7)
+    error_NO = kernel(x_NI).double() - y_NO
     assert float(error_NO.norm() / y_NO.norm()) < 0.02
-    check_all(Int8Kernel(weight_OI), y_NO, x_NI, other_NO, 0.05)
+    check_all(kernel, y_NO, x_NI, other_NO, 0.05)
 
 
 def test_quantized_rows_come_back_within_half_a_level() -> None:

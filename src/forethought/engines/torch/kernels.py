@@ -91,14 +91,23 @@ def quantize_rows(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Int8Kernel:
-    """int8 weights (one scale an output), activations quantised to 8 bits as they come.
+    """int8 weights (one scale an output), activations quantised to 8 bits as they come, or to 7.
+
+    ``narrow``: 7 bits. Without VNNI a CPU sums two products of bytes in 16 bits, which saturate
+    with 8; so that is what None takes there.
 
     fbgemm takes one range for all rows of its input. So that a row does not depend on the others,
     each is divided by its own largest magnitude, and two further columns hold 1 and -1 (with
     weights of zero): the range is [-1, 1] always, and the integer sums are exact.
     """
 
-    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        weight_OI: torch.Tensor,
+        bias_O: torch.Tensor | None = None,
+        *,
+        narrow: bool | None = None,
+    ) -> None:
         self.out_features, self._inputs = weight_OI.shape
         self._width = -(-(self._inputs + 2) // 4) * 4  # VNNI sums four bytes at a time
         levels_OI, scale_O = quantize_rows(weight_OI)
@@ -111,8 +120,7 @@ class Int8Kernel:
             self._packed = torch.ops.quantized.linear_prepack(quantized, None)
         self._bias_O = None if bias_O is None else bias_O.detach().float()
         self._product = torch.ops.quantized.linear_dynamic.default
-        # Without VNNI two products of 8 bits are summed in 16, which saturates: 7 bits then.
-        self._narrow = not has_vnni()
+        self._narrow = not has_vnni() if narrow is None else narrow
         self._input_NI = torch.empty(0, 0)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
