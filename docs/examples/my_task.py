@@ -7,8 +7,7 @@ from random import Random
 from typing import ClassVar
 
 import forethought as ft
-from forethought.problems.answers import whole_number
-from forethought.problems.families._plain import plain
+from forethought.problems.answers import plain, whole_number
 from forethought.problems.problem import wrong
 
 PHRASES = {

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forethought.problems.families._plain import plain
+from forethought.problems.answers import plain
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,7 @@ from forethought.checkpoints.hf_config import read_config
 from forethought.checkpoints.network_tensors import ParameterCount, count_parameters
 from forethought.errors import ForethoughtError, UserError
 from forethought.training.monitor import FilmFrame
-
-# The names of `training.run_folder`, whose import would load torch.
-RUN: Final = "run.json"
-RECIPE: Final = "recipe.toml"
-METRICS: Final = "metrics.jsonl"
-TIMINGS: Final = "timings.jsonl"
-FILM: Final = "film.jsonl"
-DONE: Final = "done.json"
+from forethought.training.run_files import CHECKPOINTS, DONE, FILM, METRICS, RECIPE, RUN, TIMINGS
 
 Identity: TypeAlias = "Mapping[str, str | int | float | bool | None]"
 
@@ -162,7 +155,7 @@ def _planned(recipe: str) -> dict[str, int | None]:
 
 def _parameters(path: Path) -> ParameterCount | None:
     """Of the model in the run's folder, or of the newest checkpoint between stages."""
-    for folder in (path, *sorted((path / "checkpoints").glob("*"), reverse=True)):
+    for folder in (path, *sorted((path / CHECKPOINTS).glob("*"), reverse=True)):
         if (folder / CONFIG).is_file():
             try:
                 return count_parameters(read_config(folder))

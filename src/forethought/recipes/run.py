@@ -33,7 +33,8 @@ from forethought.recipes.tensorboard import Board, open_board
 from forethought.recipes.workshop import Workshop
 from forethought.training.config import RLConfig
 from forethought.training.monitor import Monitor, Number
-from forethought.training.run_folder import CHECKPOINTS, TOKENIZER, RunFolder
+from forethought.training.run_files import CHECKPOINTS, TOKENIZER
+from forethought.training.run_folder import RunFolder
 from forethought.training.stage import METRICS, Facts, Stage, StepResult, TrainingStopped
 
 
@@ -84,7 +85,7 @@ def train(
                 tensorboard=tensorboard,
                 adapters=own,
             )
-    threads = recipe.recipe.threads or cores()[0]
+    threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
     isolated = adapters.isolated if recipe.adapted else None
     identity = run_identity(recipe, threads, isolated=isolated)
     keep = recipe.recipe.keep_states

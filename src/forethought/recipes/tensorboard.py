@@ -9,7 +9,7 @@ from typing import Protocol
 
 from forethought.errors import UserError
 from forethought.training.monitor import Number
-from forethought.training.run_folder import TENSORBOARD
+from forethought.training.run_files import TENSORBOARD
 
 
 class Board(Protocol):

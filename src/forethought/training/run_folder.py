@@ -34,6 +34,18 @@ from forethought.checkpoints import locks
 from forethought.checkpoints.folder import JSON, printable, read_json
 from forethought.checkpoints.save_folder import sync_folder
 from forethought.errors import DownloadError, ModelError, UserError
+from forethought.training.run_files import (
+    DONE,
+    FILM,
+    LOCK,
+    METRICS,
+    RECIPE,
+    RUN,
+    STATE,
+    TENSORBOARD,
+    TIMINGS,
+    TOKENIZER,
+)
 from forethought.training.state_store import (
     FORMAT,
     TEMPORARY,
@@ -42,17 +54,6 @@ from forethought.training.state_store import (
     write_atomically,
 )
 
-RUN = "run.json"
-RECIPE = "recipe.toml"
-METRICS = "metrics.jsonl"
-TIMINGS = "timings.jsonl"
-FILM = "film.jsonl"
-STATE = "state"
-TOKENIZER = "tokenizer"
-CHECKPOINTS = "checkpoints"
-TENSORBOARD = "tensorboard"
-DONE = "done.json"
-LOCK = ".lock"
 INFORMATIVE = frozenset({"commit", "host", "started"})
 """Keys of an identity that are kept and never compared."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
-from forethought.problems.families._plain import plain
+from forethought.problems.answers import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from random import Random
 from typing import ClassVar
 
+from forethought.problems.answers import plain
 from forethought.problems.families._calendar_tasks import (
     DAY,
     CalendarTask,
@@ -16,7 +17,6 @@ from forethought.problems.families._calendar_tasks import (
     Span,
     Weekday,
 )
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

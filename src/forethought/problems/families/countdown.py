@@ -9,6 +9,7 @@ from random import Random
 from typing import ClassVar, Final, NamedTuple, cast
 
 from forethought.errors import UserError
+from forethought.problems.answers import plain
 from forethought.problems.expression import (
     MOST_DIGITS,
     Expression,
@@ -24,7 +25,6 @@ from forethought.problems.expression import (
     write,
     write_calculation,
 )
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

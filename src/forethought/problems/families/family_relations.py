@@ -8,6 +8,7 @@ from itertools import chain
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
+from forethought.problems.answers import plain
 from forethought.problems.families._kinship import (
     KINDS,
     Age,
@@ -22,7 +23,6 @@ from forethought.problems.families._kinship import (
     usual_name,
     usual_names,
 )
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Final, Literal, NamedTuple, cast
 
-from forethought.problems.answers import whole_number
+from forethought.problems.answers import plain, whole_number
 from forethought.problems.expression import between, miscalculated
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem, Verdict, wrong
 

@@ -8,8 +8,8 @@ from functools import cache
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
+from forethought.problems.answers import plain
 from forethought.problems.families._knights_claims import Claim, claimed, code, kind_word, village
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

@@ -7,9 +7,8 @@ from random import Random
 from string import ascii_lowercase
 from typing import ClassVar, Final, NamedTuple
 
-from forethought.problems.answers import whole_number
+from forethought.problems.answers import plain, whole_number
 from forethought.problems.families._common_words import COMMON_WORDS
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem, Verdict, wrong
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Final, NamedTuple, cast
 
-from forethought.problems.answers import whole_number
+from forethought.problems.answers import plain, whole_number
 from forethought.problems.expression import between, miscalculated, write_number
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem, Verdict, wrong
 

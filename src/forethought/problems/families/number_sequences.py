@@ -8,8 +8,7 @@ from itertools import pairwise
 from random import Random
 from typing import ClassVar, Final
 
-from forethought.problems.answers import whole_number
-from forethought.problems.families._plain import plain
+from forethought.problems.answers import plain, whole_number
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem, Verdict, wrong
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar, Final, NamedTuple
 
+from forethought.problems.answers import plain
 from forethought.problems.families._common_words import COMMON_WORDS
-from forethought.problems.families._plain import plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

@@ -11,8 +11,7 @@ from random import Random
 from typing import ClassVar, Final, NamedTuple
 
 from forethought.errors import UserError
-from forethought.problems.answers import LONGEST
-from forethought.problems.families._plain import plain
+from forethought.problems.answers import LONGEST, plain
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 

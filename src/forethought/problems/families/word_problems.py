@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Final, NamedTuple
 
-from forethought.problems.answers import read_whole
+from forethought.problems.answers import plain, read_whole
 from forethought.problems.expression import miscalculated
 from forethought.problems.families._long_stories import FOUR_STEPS, THREE_STEPS
-from forethought.problems.families._plain import plain
 from forethought.problems.families._short_stories import ONE_STEP, TWO_STEPS
 from forethought.problems.families._story import NAMES, THINGS, Operator, Story, Words
 from forethought.problems.family import Family, Worked

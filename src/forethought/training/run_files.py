@@ -1,0 +1,17 @@
+"""The names of the files in a run's folder, for who writes one and who reads one without torch."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RUN: Final = "run.json"
+RECIPE: Final = "recipe.toml"
+METRICS: Final = "metrics.jsonl"
+TIMINGS: Final = "timings.jsonl"
+FILM: Final = "film.jsonl"
+STATE: Final = "state"
+TOKENIZER: Final = "tokenizer"
+CHECKPOINTS: Final = "checkpoints"
+TENSORBOARD: Final = "tensorboard"
+DONE: Final = "done.json"
+LOCK: Final = ".lock"
