@@ -1,7 +1,4 @@
-"""Run folders: killed at any moment, a run goes on from a whole state with logs that belong to it.
-
-Started as a program, this file is the process that forks training processes and kills them.
-"""
+"""Run folders: a run goes on from a whole state with logs that belong to it, or says why not."""
 
 from __future__ import annotations
 
@@ -9,24 +6,16 @@ import contextlib
 import json
 import os
 import pickle
-import random
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forethought.errors import ModelError, UserError
-from forethought.training.run_folder import (
+from forethought.training.run_files import (
     DONE,
     FILM,
     LOCK,
@@ -35,90 +24,21 @@ from forethought.training.run_folder import (
     RUN,
     STATE,
     TIMINGS,
-    RunFolder,
-    recipe_of,
 )
+from forethought.training.run_folder import RunFolder, recipe_of
 from forethought.training.state_store import TENSORS, StateStore
-
-IDENTITY = {
-    "forethought": "0.1.0",
-    "recipe": "ab12",
-    "threads": 2,
-    "torch": "2.13.0",
-    "python": "3.11",
-    "machine": "x86_64",
-    "capability": "AVX512",
-    "commit": "abc",
-    "host": "here",
-    "started": "today",
-}
-RECIPE_TEXT = "# a recipe\nname = 'é'\n"
-
-
-def state_of(number: int, size: int = 1000) -> dict[str, torch.Tensor]:
-    """A pure function of the step, as training is."""
-    noise = torch.Generator().manual_seed(number)
-    return {
-        "weight": torch.rand(size, generator=noise),
-        "half": torch.rand(size // 4, generator=noise).to(torch.bfloat16),
-        "random": noise.get_state(),
-    }
-
-
-def line_of(number: int) -> dict[str, float | int | str]:
-    return {"step": number, "loss": 1 / number, "note": "x" * (number % 50)}
-
-
-def step(run: RunFolder, number: int) -> None:
-    run.append_metrics(line_of(number))
-    run.append_timing({"step": number, "seconds": number / 7})
-    for problem in range(number % 3):
-        run.append_film({"step": number, "problem": problem, "text": "日本\n"})
-
-
-def save(run: RunFolder, number: int, size: int = 1000, *, pinned: bool = False) -> None:
-    run.save(number, state_of(number, size), {"step": number}, pinned=pinned)
-
-
-def check(run: RunFolder, size: int = 1000) -> int:
-    """Restore, and check tensors and logs against the step that they say; that step."""
-    state = run.restore()
-    number = 0
-    if state is not None:
-        number = state.number
-        assert state.facts == {"step": number}
-        expected = state_of(number, size)
-        tensors = state.tensors()
-        assert tensors.keys() == expected.keys()
-        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-        assert max(run.states.numbers()) == number
-    else:
-        assert run.states.numbers() == []
-    steps = range(1, number + 1)
-    assert lines(run.metrics_path) == [line_of(n) for n in steps]
-    assert [line["step"] for line in lines(run.timings_path)] == list(steps)
-    assert [line["step"] for line in lines(run.film_path)] == [
-        n for n in steps for _ in range(n % 3)
-    ]
-    return number
-
-
-def lines(path: Path) -> list[dict[str, object]]:
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        return [json.loads(line) for line in stream]
-
-
-def new(path: Path) -> RunFolder:
-    return RunFolder.create(path, IDENTITY, RECIPE_TEXT)
-
-
-def again(path: Path, **changed: object) -> RunFolder:
-    return RunFolder.resume(path, {**IDENTITY, **changed})
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != LOCK)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+from training.numbered_run import (
+    IDENTITY,
+    RECIPE_TEXT,
+    again,
+    check,
+    content,
+    line_of,
+    lines,
+    new,
+    save,
+    step,
+)
 
 
 @pytest.fixture
@@ -497,180 +417,3 @@ def test_any_life_of_a_run(tmp_path, events):
             number = check(run)
             assert number == max(there, default=0)
     run.close()
-
-
-# --- processes that are really killed ---
-
-
-def chaos(*arguments: object, limit_s: float = 240) -> dict[str, int]:
-    """Run this file as a program; what its last line says."""
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=limit_s,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def test_killed_at_random_moments(tmp_path):
-    """Rule R25: 60 times, in states of some megabytes."""
-    found = chaos("random", tmp_path / "run", 60)
-    assert found["kills"] == 60
-    assert found["step"] > 5
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_for_longer(tmp_path):
-    assert chaos("random", tmp_path / "run", 200)["kills"] == 200
-
-
-def test_killed_at_some_calls_that_name_a_file(tmp_path):
-    """From the making of the folder to the second retention, with one state kept."""
-    assert chaos("calls", tmp_path / "runs", 7)["kills"] > 10
-
-
-@pytest.mark.slow
-def test_killed_at_every_call_that_names_a_file(tmp_path):
-    assert chaos("calls", tmp_path / "runs", 1)["kills"] > 70
-
-
-MEGABYTES = 500_000
-"""Numbers of a state of 2.3 MB."""
-
-
-def _fork(work: Callable[[], None]) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return child
-
-
-def _open_run(path: Path, keep: int = 2) -> RunFolder:
-    """As ``train`` does: the run that is there, or a new one."""
-    try:
-        return RunFolder.resume(path, IDENTITY, keep=keep)
-    except UserError:
-        return RunFolder.create(path, IDENTITY, RECIPE_TEXT, keep=keep)
-
-
-def _train(path: Path, tell: int, size: int, steps: int, keep: int = 2) -> None:
-    run = _open_run(path, keep)
-    first = check(run, size)
-    os.write(tell, b"restored %d\n" % first)
-    for number in range(first + 1, first + 1 + steps):
-        step(run, number)
-        save(run, number, size, pinned=number % 40 == 0)
-        os.write(tell, b"saved %d\n" % number)
-    run.close()
-
-
-def _heard(listen: int) -> dict[str, int]:
-    """The last that the child said of each kind."""
-    text = os.read(listen, 1 << 16)
-    return {kind: int(n) for kind, n in (line.split() for line in text.decode().splitlines())}
-
-
-def _random(path: Path, kills: int) -> dict[str, int]:
-    """What a child said is saved must be what the next one restores, or one that came after."""
-    chance = random.Random(kills)
-    saved = _refuse_while_alive(path)
-    for _ in range(kills):
-        listen, tell = os.pipe()
-        child = _fork(lambda: _train(path, tell, MEGABYTES, 1_000_000))  # noqa: B023
-        time.sleep(chance.uniform(0, 0.25))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the child failed"
-        os.write(tell, b"end 0\n")
-        heard = _heard(listen)
-        os.close(listen)
-        os.close(tell)
-        if "restored" in heard:
-            assert saved <= heard["restored"] <= saved + 1, (saved, heard)
-            saved = heard.get("saved", heard["restored"])
-    with _open_run(path) as run:
-        assert saved <= check(run, MEGABYTES) <= saved + 1
-        return {"kills": kills, "step": run.states.numbers()[-1]}
-
-
-def _die_at(nth: int) -> None:
-    """Kill this process at its nth call that opens, renames, makes or removes a file."""
-    left = nth
-    watched = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
-
-    def hook(event: str, _: object) -> None:
-        nonlocal left
-        if event in watched:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-
-
-def _calls(path: Path, every: int) -> dict[str, int]:
-    """A run for each ``every``-th call, killed there, that the next process goes on with."""
-    kills = 0
-    while True:
-        nth = 1 + kills * every
-        run = path / str(nth)
-        listen, tell = os.pipe()
-
-        def doomed() -> None:
-            _die_at(nth)  # noqa: B023
-            _train(run, tell, 1000, 3, keep=1)  # noqa: B023
-
-        _, status = os.waitpid(_fork(doomed), 0)
-        os.write(tell, b"end 0\n")
-        saved = _heard(listen).get("saved", 0)
-        _, after = os.waitpid(_fork(lambda: _train(run, tell, 1000, 2, keep=1)), 0)  # noqa: B023
-        os.write(tell, b"end 0\n")
-        heard = _heard(listen)
-        os.close(listen)
-        os.close(tell)
-        assert after == 0, f"killed at call {nth}, and not resumed"
-        assert saved <= heard["restored"] <= saved + 1, (nth, saved, heard)
-        left = {p.name for p in (run / STATE).iterdir()}
-        assert left == {"LATEST", f"{heard['saved']:08d}"}, (nth, left)
-        shutil.rmtree(run)
-        if status == 0:
-            return {"kills": kills, "step": heard["saved"]}
-        assert os.WIFSIGNALED(status), nth
-        kills += 1
-
-
-def _refuse_while_alive(path: Path) -> int:
-    """No second process trains in the folder while the first lives; what that one saved."""
-    listen, tell = os.pipe()
-    child = _fork(lambda: _train(path, tell, MEGABYTES, 1_000_000))
-    heard: dict[str, int] = {}
-    while "saved" not in heard:
-        heard = _heard(listen)
-    for attempt in (again, new):
-        with pytest.raises(UserError, match="Another process is training"):
-            attempt(path)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.write(tell, b"end 0\n")
-    heard |= _heard(listen)
-    os.close(listen)
-    os.close(tell)
-    return heard["saved"]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    modes = {"random": _random, "calls": _calls}
-    print(json.dumps(modes[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))))
