@@ -8,6 +8,11 @@ from forethought.problems.family import Family
 from forethought.problems.problem import LANGUAGES, Problem
 
 
+def first_problems(family: Family, level: int, count: int) -> list[Problem]:
+    """The first problems of a level, each in the language that it draws."""
+    return [family.problem(level, seed) for seed in range(count)]
+
+
 def problems_of(family: Family, per_level: int) -> list[Problem]:
     """The first problems of every level, in both languages in turn."""
     return [
