@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 from forethought.checkpoints import gguf_types
@@ -86,7 +86,7 @@ class HFTokenizer:
         require_byte_level(definition, where)
         self._definition = definition
         self._where = where
-        self._table = table or (lambda: _bytes_by_id(definition, where))
+        self._table = table or partial(_bytes_by_id, definition, where)
         self._size = size
         self._added = added_tokens(definition, where)
         self._full = _open(raw or json.dumps(definition).encode(), where)
@@ -112,6 +112,14 @@ class HFTokenizer:
         self._lock = threading.Lock()
         self._strict: tokenizers.Tokenizer | None = None
         self._untagged = self._share() if len(self._tags) == len(self._added) else self._without()
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy in another process has a lock of its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> HFTokenizer:

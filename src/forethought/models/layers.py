@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from forethought.models import fused
+
 
 def linear(in_features: int, out_features: int, bias: bool = False) -> nn.Linear:
     """An `nn.Linear` whose values are not drawn: they are undefined until loaded or initialised."""
@@ -40,10 +42,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shape = self.weight.shape
+        if fused.usable(x):
+            return fused.rms_norm(x, self.weight, self.eps)
         if x.dtype in (torch.float32, torch.float64):
             return F.rms_norm(x, shape, self.weight, self.eps)
         # Without a weight torch computes in float32 and rounds once, before our product.
         return F.rms_norm(x, shape, None, self.eps) * self.weight
+
+    def after(self, x: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(x + delta, the norm of it): how a block's result joins the residual stream."""
+        if fused.usable(x):
+            return fused.add_rms_norm(x, delta, self.weight, self.eps)
+        x = x + delta
+        return x, self(x)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
@@ -59,7 +70,11 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        inner: torch.Tensor = F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
+        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        if fused.usable(gate_BTF):
+            inner = fused.swiglu(gate_BTF, up_BTF)
+        else:
+            inner = F.silu(gate_BTF) * up_BTF
         out_BTD: torch.Tensor = self.down_proj(inner)
         return out_BTD
 

@@ -4,21 +4,38 @@ S: sequences, N: their tokens in a row, T: the longest of a group, H: query head
 K: width of a key, V: width of a value.
 
 Everything but attention works token by token, so a row [1, N] costs what its tokens cost. Attention
-alone is computed on [S, T], padded at the right: there a causal token sees nothing of the padding,
-and no mask is needed. Sequences of like length share a group, so that padding stays below a half.
+on CUDA in 16 bits is torch's flash attention of variable lengths (arXiv:2307.08691), which takes
+the row as it is. Elsewhere it is computed on [S, T], padded at the right: there a causal token sees
+nothing of the padding, and no mask is needed. Sequences of like length share a group, so that
+padding stays below a half.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 
 from forethought.models.attention import causal_attention
 
 _ALIKE = 0.6
 """A sequence joins a group while its length is at least this share of the group's longest."""
+
+
+_HALVES = (torch.bfloat16, torch.float16)
+_FLASH_WIDTH = 256
+"""The widest head that the flash kernels take; widths must be multiples of 8."""
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A copy of a CPU tensor on ``device``; a GPU's copy is under way when this returns."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +67,41 @@ class PackedSequences:
             raise ValueError("a packed row needs sequences, and each of them a token")
         self.lengths = tuple(lengths)
         self.device = torch.device(device)
-        starts = [0]
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
-        self.starts = tuple(starts[:-1])
-        self.tokens = starts[-1]
-        self._groups = self._grouped()
-        self._back: torch.Tensor | None = None
-        if len(self._groups) > 1:
-            order = torch.cat([group.tokens for group in self._groups])
-            back = torch.empty_like(order)
-            back[order] = torch.arange(len(order), device=self.device)
-            self._back = back
+        ends = tuple(accumulate(self.lengths))
+        self.starts = (0, *ends[:-1])
+        self.tokens = ends[-1]
+        self._ends = ends
 
     @property
     def positions_1N(self) -> torch.Tensor:
         """Positions of the tokens within their sequences, [1, N]: what a network is called with."""
-        return torch.cat([torch.arange(length) for length in self.lengths])[None].to(self.device)
+        starts = torch.tensor(self.starts).repeat_interleave(torch.tensor(self.lengths))
+        return to_device(torch.arange(self.tokens) - starts, self.device)[None]
 
     @property
     def sequence_N(self) -> torch.Tensor:
         """Which sequence each token belongs to, int64 [N]."""
         lengths = torch.tensor(self.lengths)
-        return torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(self.device)
+        return to_device(torch.arange(len(lengths)).repeat_interleave(lengths), self.device)
+
+    @cached_property
+    def _bounds(self) -> torch.Tensor:
+        """Where sequences begin and the last one ends, int32 [S + 1]."""
+        return to_device(torch.tensor((0, *self._ends), dtype=torch.int32), self.device)
+
+    @cached_property
+    def _groups(self) -> list[_Group]:
+        return self._grouped()
+
+    @cached_property
+    def _back(self) -> torch.Tensor | None:
+        """Where each token of the row stands behind the groups; None where there is one group."""
+        if len(self._groups) == 1:
+            return None
+        order = torch.cat([group.tokens for group in self._groups])
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=self.device)
+        return back
 
     def _grouped(self) -> list[_Group]:
         by_length = sorted(range(len(self.lengths)), key=lambda at: -self.lengths[at])
@@ -96,9 +125,9 @@ class PackedSequences:
         return _Group(
             len(group),
             longest,
-            place_ST.flatten().to(self.device),
-            to_row.to(self.device),
-            place_ST.flatten()[to_row].to(self.device),
+            to_device(place_ST.flatten(), self.device),
+            to_device(to_row, self.device),
+            to_device(place_ST.flatten()[to_row], self.device),
             whole,
         )
 
@@ -114,6 +143,9 @@ class PackedSequences:
         if q_BHTK.shape[0] != 1 or q_BHTK.shape[2] != self.tokens:
             raise ValueError(f"a packed row of {self.tokens} tokens, not {tuple(q_BHTK.shape)}")
         values = k_BGTK if v_BGTV is None else v_BGTV
+        widest = max(q_BHTK.shape[-1], values.shape[-1])
+        if q_BHTK.is_cuda and q_BHTK.dtype in _HALVES and widest <= _FLASH_WIDTH:
+            return self._flash(q_BHTK, k_BGTK, values, scale)
         if len(self._groups) == 1 and self._groups[0].whole:
             group = self._groups[0]
             q, k, v = (_cut(x, group) for x in (q_BHTK, k_BGTK, values))
@@ -136,6 +168,29 @@ class PackedSequences:
         if self._back is not None:
             row_NHV = torch.cat(outputs).index_select(0, self._back)
         return row_NHV.transpose(0, 1)[None]
+
+    def _flash(
+        self, q_1HNK: torch.Tensor, k_1GNK: torch.Tensor, v_1GNV: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Causal attention within each sequence by torch's flash kernel, [1, H, N, V].
+
+        The operator below is what `torch.nn.attention.varlen` calls; unlike that function, whose
+        arguments differ between torch 2.10 and 2.13, it has not changed. Keys and values must be
+        equally wide: columns of zeros change no product.
+        """
+        value_width = v_1GNV.shape[-1]
+        width = -(-max(q_1HNK.shape[-1], value_width) // 8) * 8
+        q, k, v = (_widened(x[0].transpose(0, 1), width) for x in (q_1HNK, k_1GNK, v_1GNV))
+        longest = max(self.lengths)
+        out_NHK: torch.Tensor = torch.ops.aten._flash_attention_forward(
+            q, k, v, self._bounds, self._bounds, longest, longest, 0.0, True, False, scale=scale
+        )[0]
+        return out_NHK[..., :value_width].transpose(0, 1)[None]
+
+
+def _widened(x_NHK: torch.Tensor, width: int) -> torch.Tensor:
+    missing = width - x_NHK.shape[-1]
+    return F.pad(x_NHK, (0, missing)) if missing else x_NHK
 
 
 def _cut(x_1HNK: torch.Tensor, group: _Group) -> torch.Tensor:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 
 from forethought.checkpoints.network_config import Llama3Scaling, YarnScaling
+from forethought.models import fused
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,8 @@ def _rotated(
 
 def rotate_half(x_BHTD: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> torch.Tensor:
     """Rotate column i together with column i + D/2 (Llama, Qwen); [B, H, T, D]."""
+    if fused.usable(x_BHTD):
+        return fused.rotated(x_BHTD, cos_BTR, sin_BTR, pairs=False)
     first, second = x_BHTD.chunk(2, dim=-1)
     return _rotated(first, second, cos_BTR, sin_BTR)
 
@@ -142,4 +145,6 @@ def rotate_pairs(
     and keys are permuted alike, so their products are what they would be, and nothing is
     interleaved again.
     """
+    if fused.usable(x_BHTD):
+        return fused.rotated(x_BHTD, cos_BTR, sin_BTR, pairs=True)
     return _rotated(x_BHTD[..., 0::2], x_BHTD[..., 1::2], cos_BTR, sin_BTR)

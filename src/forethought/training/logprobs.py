@@ -4,6 +4,10 @@ With a vocabulary of many thousands, logits outweigh the network that made them.
 for one chunk of tokens at a time; the backward pass computes them once more. A batch that fits
 into one chunk keeps its probabilities instead, and computes nothing twice.
 
+On CUDA in 16 bits the products take the head as it is and give float32: products of such numbers
+are exact and sums are float32, which is what widening the whole head first would compute, without
+the copy and at the speed of the matrix units. What follows is one kernel a pass over a row.
+
 N: tokens, D: width of the residual stream, V: vocabulary, C: tokens of one chunk.
 """
 
@@ -14,8 +18,37 @@ from typing import Any
 
 import torch
 
+from forethought.models import fused
+
 _HELD = 1 << 26
 """Numbers of a chunk's [C, V] unless the caller says otherwise: 256 MiB in float32."""
+_HELD_ON_CUDA = 1 << 28
+"""The same on CUDA, 1 GiB: a product of fewer rows does not fill the device."""
+
+
+def rows_of(hidden_1ND: torch.Tensor, rows_L: torch.Tensor) -> torch.Tensor:
+    """Some rows of a packed row's states, each at most once; [L, D].
+
+    The gradient is copied back to them; an index's own would be sorted and added up.
+    """
+    rows: torch.Tensor = _Rows.apply(hidden_1ND, rows_L)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_1ND: torch.Tensor, rows_L: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows_L)
+        ctx.shape = hidden_1ND.shape
+        return hidden_1ND[0].index_select(0, rows_L)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_LD: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows_L,) = ctx.saved_tensors
+        whole = grad_LD.new_zeros(ctx.shape)
+        whole[0].index_copy_(0, rows_L, grad_LD)
+        return whole, None
 
 
 def token_logprobs(
@@ -42,11 +75,14 @@ def token_logprobs(
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: log-probabilities need a positive one")
+    on_cuda = fused.usable(hidden_ND) and head_weight_VD.dtype == hidden_ND.dtype
     if chunk is None:
-        chunk = max(1, _HELD // head_weight_VD.shape[0])
+        held = _HELD_ON_CUDA if on_cuda else _HELD
+        chunk = max(1, held // head_weight_VD.shape[0])
     if chunk < 1:
         raise ValueError(f"chunk {chunk}: at least one token must be held")
-    results: tuple[torch.Tensor, torch.Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+    way = _TokenLogprobsOnCuda if on_cuda else _TokenLogprobs
+    results: tuple[torch.Tensor, torch.Tensor] = way.apply(  # type: ignore[no-untyped-call]
         hidden_ND, head_weight_VD, targets_N, temperature, chunk, entropy
     )
     return results
@@ -132,3 +168,87 @@ def _chunks(
         torch.mm(scaled_ND[rows], weight_VD.T, out=logits_CV[some])
         torch.softmax(logits_CV[some], dim=-1, out=probs_CV[some])
         yield rows, logits_CV[some], probs_CV[some]
+
+
+class _TokenLogprobsOnCuda(torch.autograd.Function):
+    """The same from 16-bit inputs, with float32 logits; see the top of the module."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        temperature: float,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from forethought.training.logprob_kernels import row_statistics
+
+        count = len(targets_N)
+        logprobs_N = torch.empty(count, dtype=torch.float32, device=hidden_ND.device)
+        log_sum_N, entropy_N = torch.empty_like(logprobs_N), torch.zeros_like(logprobs_N)
+        logits_CV = None
+        for rows in _slices(count, chunk):
+            logits_CV = _logits(hidden_ND[rows], weight_VD)
+            row_statistics(
+                logits_CV,
+                targets_N[rows],
+                logprobs_N[rows],
+                entropy_N[rows],
+                log_sum_N[rows],
+                temperature,
+                entropy=entropy,
+            )
+        kept_NV = logits_CV if count <= chunk else None
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, log_sum_N, kept_NV)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy_N)
+        return logprobs_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad_N: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None]:
+        from forethought.training.logprob_kernels import row_gradient
+
+        hidden_ND, weight_VD, targets_N, log_sum_N, kept_NV = ctx.saved_tensors
+        grad_N = grad_N.float().contiguous()
+        grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_VD: torch.Tensor | None = None
+        for rows in _slices(len(targets_N), ctx.chunk):
+            logits_CV = _logits(hidden_ND[rows], weight_VD) if kept_NV is None else kept_NV
+            grad_CV = torch.empty_like(logits_CV, dtype=hidden_ND.dtype)
+            row_gradient(
+                logits_CV, targets_N[rows], log_sum_N[rows], grad_N[rows], grad_CV, ctx.temperature
+            )
+            del logits_CV
+            if grad_ND is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_ND[rows])
+            if ctx.needs_input_grad[1]:
+                grad_VD = _added(grad_VD, grad_CV, hidden_ND[rows], last=kept_NV is not None)
+        if ctx.needs_input_grad[1]:
+            grad_VD = (
+                torch.zeros_like(weight_VD) if grad_VD is None else grad_VD.to(weight_VD.dtype)
+            )
+        return grad_ND, grad_VD, None, None, None, None
+
+
+def _slices(count: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, count, chunk):
+        yield slice(start, min(start + chunk, count))
+
+
+def _logits(hidden_CD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    return torch.mm(hidden_CD, weight_VD.t(), out_dtype=torch.float32)
+
+
+def _added(
+    total_VD: torch.Tensor | None, grad_CV: torch.Tensor, hidden_CD: torch.Tensor, *, last: bool
+) -> torch.Tensor:
+    """total + grad.T @ hidden in float32; in the inputs' own dtype where it is the only part."""
+    if last:
+        return grad_CV.t() @ hidden_CD
+    part_VD = torch.mm(grad_CV.t(), hidden_CD, out_dtype=torch.float32)
+    return part_VD if total_VD is None else total_VD.add_(part_VD)

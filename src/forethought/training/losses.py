@@ -376,7 +376,12 @@ class Mismatch:
 
 def k3_mismatch(trainer_N: torch.Tensor, sampler_N: torch.Tensor) -> Mismatch:
     """The k3 estimate of their divergence, from the log-probabilities of sampled tokens."""
+    share = sampler_N.isfinite().to(trainer_N.dtype).mean()
+    return Mismatch(kl=float(k3_kl(trainer_N, sampler_N)), dropped=float(1 - share))
+
+
+def k3_kl(trainer_N: torch.Tensor, sampler_N: torch.Tensor) -> torch.Tensor:
+    """:attr:`Mismatch.kl` as a scalar tensor that nothing has waited for."""
     finite_N = sampler_N.isfinite()
     log_ratio_N = (trainer_N.detach() - sampler_N).where(finite_N, 0)
-    share = finite_N.to(log_ratio_N.dtype).mean()
-    return Mismatch(kl=float(_k3(log_ratio_N).mean() / share), dropped=float(1 - share))
+    return _k3(log_ratio_N).mean() / finite_N.to(log_ratio_N.dtype).mean()

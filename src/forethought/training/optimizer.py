@@ -196,14 +196,16 @@ class MasterAdamW:
         self.zero_grad()
 
 
-def check_norm(norm: torch.Tensor) -> None:
-    """Raise NonFiniteGradient unless ``norm`` (what `MasterAdamW.step` returned) is finite."""
+def check_norm(norm: torch.Tensor) -> float:
+    """``norm`` (what `MasterAdamW.step` returned) as a number, once the device has it. Raises
+    NonFiniteGradient unless it is finite."""
     value = float(norm)
     if not math.isfinite(value):
         raise NonFiniteGradient(
             f"The norm of the gradient is {value}, so the step was not taken: the training "
             "diverged; start again with a smaller learning rate."
         )
+    return value
 
 
 def _gather(name: str, master: torch.Tensor) -> Callable[[torch.Tensor], None]:

@@ -17,6 +17,10 @@ def expert_load(
     `indices` is [..., K]; `mask` [...] (bool) leaves out tokens that are padding.
     """
     flat = indices.flatten()
+    if flat.is_cuda and mask is None and experts <= 256:
+        # Adding ones to so few numbers, all threads would wait for each other.
+        expert_E = torch.arange(experts, device=flat.device, dtype=flat.dtype)
+        return (flat.unsqueeze(1) == expert_E).sum(dim=0)
     if mask is None:
         ones = torch.ones_like(flat)
     else:
@@ -74,9 +78,13 @@ def packed_balance_loss(
     """
     experts, top_k = scores_NE.shape[-1], indices_NK.shape[-1]
     share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True)
-    tokens_S1 = torch.bincount(sequence_N, minlength=sequences)[:, None].clamp(min=1)
+    # Not `bincount`: on a GPU it waits for the largest number.
+    counted_N = torch.ones_like(sequence_N)
+    tokens_S = counted_N.new_zeros(sequences).scatter_add_(0, sequence_N, counted_N)
+    tokens_S1 = tokens_S[:, None].clamp(min=1)
     flat = (sequence_N[:, None] * experts + indices_NK).flatten()
-    chosen_SE = torch.bincount(flat, minlength=sequences * experts).view(sequences, experts)
+    chosen = flat.new_zeros(sequences * experts).scatter_add_(0, flat, torch.ones_like(flat))
+    chosen_SE = chosen.view(sequences, experts)
     p_SE = share_NE.new_zeros(sequences, experts).index_add(0, sequence_N, share_NE) / tokens_S1
     f_SE = chosen_SE.to(p_SE.dtype) / tokens_S1
     return alpha * (experts / top_k) * (f_SE * p_SE).sum()

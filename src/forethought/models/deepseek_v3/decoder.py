@@ -60,6 +60,7 @@ class DeepseekLayer(DecoderLayer):
         sin_BTR: torch.Tensor,
         cache: AttentionCache | None,
     ) -> torch.Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, cache)
-        out_BTD: torch.Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, cache)
+        x_BTD, normed_BTD = self.post_attention_layernorm.after(x_BTD, attended_BTD)
+        out_BTD: torch.Tensor = x_BTD + self.mlp(normed_BTD)
         return out_BTD

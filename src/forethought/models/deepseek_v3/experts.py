@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from forethought.checkpoints.network_config import DeepseekConfig
+from forethought.models import fused
 from forethought.models.deepseek_v3.balance import expert_load
 
 ExpertPath = Literal["loop", "grouped", "gather"]
@@ -66,10 +67,29 @@ def grouped_experts(
     down_EDF: torch.Tensor,
 ) -> torch.Tensor:
     """All experts at once; [N, D]. The loads never leave the device."""
+    if fused.usable(x_ND):
+        place_NK, ends_E = places(indices_NK, gate_up_EOD.shape[0])
+        pairs_MD = fused.dispatched(x_ND, place_NK)
+        inner_MF = fused.swiglu_of_columns(grouped_product(pairs_MD, gate_up_EOD, ends_E))
+        rows_MD = grouped_product(inner_MF, down_EDF, ends_E)
+        return fused.combined(rows_MD, place_NK, weights_NK)
     order_M, pairs_MD = _sorted_by_expert(x_ND, indices_NK)
     ends_E = expert_load(indices_NK, gate_up_EOD.shape[0]).cumsum(0)
     inner_MF = _swiglu(grouped_product(pairs_MD, gate_up_EOD, ends_E))
     return _combined(grouped_product(inner_MF, down_EDF, ends_E), order_M, weights_NK)
+
+
+def places(indices_NK: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each pair stands once pairs are sorted by expert, in the order of tokens within one,
+    and where each expert's rows end: (int64 [N, K], int64 [E])."""
+    # Keys of 8 bits are sorted in one pass where those of 64 take eight.
+    keys_M = indices_NK.flatten().to(torch.uint8 if experts <= 256 else torch.int16)
+    sorted_M, order_M = keys_M.sort(stable=True)
+    place_M = torch.empty_like(order_M)
+    place_M[order_M] = torch.arange(order_M.shape[0], device=order_M.device)
+    expert_E = torch.arange(experts, device=order_M.device, dtype=torch.int32)
+    ends_E = torch.searchsorted(sorted_M.int(), expert_E, right=True)
+    return place_M.view_as(indices_NK), ends_E
 
 
 def gather_experts(

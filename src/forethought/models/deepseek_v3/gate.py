@@ -17,6 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from forethought.checkpoints.network_config import DeepseekConfig
+from forethought.models import fused
+
+_FEW = 256
+"""Experts up to which a row of scores is held in registers."""
 
 
 class Routing(NamedTuple):
@@ -65,11 +69,19 @@ def route(
             # V2 masks with 0, below every softmax score; biased scores may be negative.
             masked = float("-inf") if topk_method == "noaux_tc" else 0.0
             choice_NE = _within_best_groups(choice_NE, n_group, topk_group, best, masked)
-        indices_NK = choice_NE.topk(top_k, dim=-1, sorted=False).indices
+        indices_NK = _largest(choice_NE, top_k)
     weights_NK = scores_NE.gather(1, indices_NK)
     if norm_topk_prob:
         weights_NK = weights_NK / (weights_NK.sum(dim=-1, keepdim=True) + 1e-20)
     return Routing(indices_NK, weights_NK * routed_scaling_factor, scores_NE)
+
+
+def _largest(choice_NE: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The columns of each row's largest numbers; int64 [N, K], in no particular order."""
+    if choice_NE.is_cuda and choice_NE.shape[1] <= _FEW and fused.kernels() is not None:
+        # torch's `topk` gives each row a block of threads, whatever its width.
+        return fused.top_columns(choice_NE, top_k)
+    return choice_NE.topk(top_k, dim=-1, sorted=False).indices
 
 
 def _sigmoid(logits_NE: torch.Tensor) -> torch.Tensor:
@@ -121,8 +133,11 @@ class Gate(nn.Module):
 
     def forward(self, x_ND: torch.Tensor) -> Routing:
         with torch.autocast(x_ND.device.type, enabled=False):
-            wide = torch.promote_types(x_ND.dtype, torch.float32)
-            logits_NE = F.linear(x_ND.to(wide), self.weight.to(wide))
+            if fused.usable(x_ND) and self.weight.dtype == x_ND.dtype:
+                logits_NE = fused.wide_linear(x_ND, self.weight)
+            else:
+                wide = torch.promote_types(x_ND.dtype, torch.float32)
+                logits_NE = F.linear(x_ND.to(wide), self.weight.to(wide))
             return route(
                 logits_NE,
                 self.e_score_correction_bias,

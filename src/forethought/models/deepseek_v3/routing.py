@@ -90,5 +90,10 @@ def flipped_share(sampled_MNK: torch.Tensor, trained_MNK: torch.Tensor) -> float
     """The share of (layer, token) pairs whose sets of experts differ."""
     if not sampled_MNK.numel():
         return 0.0
+    return float(flipped(sampled_MNK, trained_MNK))
+
+
+def flipped(sampled_MNK: torch.Tensor, trained_MNK: torch.Tensor) -> torch.Tensor:
+    """:func:`flipped_share` as a float64 scalar tensor that nothing has waited for."""
     same_MN = (sampled_MNK.sort(dim=-1).values == trained_MNK.sort(dim=-1).values).all(dim=-1)
-    return 1.0 - float(same_MN.double().mean())
+    return 1.0 - same_MN.double().mean()

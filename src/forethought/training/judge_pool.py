@@ -1,0 +1,192 @@
+"""Verdicts on other cores, while the GPU samples on.
+
+Verifiers are pure Python and would hold up the thread that feeds the GPU. Workers are processes of
+their own that run this module: they import nothing of the caller's program, which need not be
+written for being imported again. A judge that cannot be sent to them (an own reward of somebody's
+script, an adapter with an open sandbox) is asked here, and so is whatever a worker could not do.
+
+What comes back is in the order of the samples and does not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Final
+
+from forethought.problems.problem import Problem
+from forethought.training.judging import Judge, Judged
+
+_TOGETHER: Final = 32
+"""Samples that a worker gets at once."""
+_LENGTH: Final = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    number: int
+    problem: Problem
+    ids: tuple[int, ...]
+
+
+class JudgePool:
+    """``workers`` processes that judge with copies of ``judge``; 0: nothing is started.
+
+    `submit` samples as they are finished, then `results`. Workers start with the first sample and
+    live until `close`. Used from one thread.
+    """
+
+    def __init__(self, judge: Judge, workers: int) -> None:
+        self._judge = judge
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._tasks: queue.SimpleQueue[list[_Task] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[list[tuple[int, Judged]]] = queue.SimpleQueue()
+        self._held: list[_Task] = []
+        self._submitted = 0
+        self._sent = False
+        self._failed = False
+        """A worker could not do it: the rest is judged here."""
+
+    def submit(self, problem: Problem, ids: Sequence[int]) -> int:
+        """Have a sample judged; its number, counted from 0 since the last `results`."""
+        number = self._submitted
+        self._submitted += 1
+        self._held.append(_Task(number, problem, tuple(ids)))
+        if len(self._held) >= _TOGETHER:
+            self._send()
+        return number
+
+    def results(self) -> list[Judged]:
+        """What was submitted, judged, in the order of numbers; waits for the last. Raises what the
+        judge raised, were it asked here."""
+        self._send()
+        found: dict[int, Judged] = {}
+        while len(found) < self._submitted:
+            found.update(self._done.get())
+        self._submitted = 0
+        return [found[number] for number in range(len(found))]
+
+    def _send(self) -> None:
+        if not self._held:
+            return
+        tasks, self._held = self._held, []
+        if self._workers and not self._sent:
+            self._start()
+        if self._threads:
+            self._tasks.put(tasks)
+        else:
+            self._done.put(_judged_by(self._judge, tasks))
+
+    def _start(self) -> None:
+        self._sent = True
+        try:
+            packed = pickle.dumps(self._judge)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            warnings.warn(f"verdicts are given in this process, one by one: {error}", stacklevel=3)
+            return
+        for _ in range(self._workers):
+            thread = threading.Thread(target=self._serve, args=(packed,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, packed: bytes) -> None:
+        """One worker's thread: waits without holding the interpreter."""
+        command = [sys.executable, "-m", "forethought.training.judge_pool"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            greeted = False
+            while (tasks := self._tasks.get()) is not None:
+                try:
+                    if self._failed:
+                        self._done.put(_judged_by(self._judge, tasks))
+                        continue
+                    if not greeted:
+                        _write(process.stdin, packed)
+                        greeted = True
+                    _write(process.stdin, pickle.dumps(tasks))
+                    reply = pickle.loads(_read(process.stdout))  # noqa: S301  Our own child's.
+                except (OSError, EOFError, pickle.PickleError) as error:
+                    if not self._failed:
+                        warnings.warn(
+                            f"a judging process failed ({error}): verdicts are given in this one",
+                            stacklevel=1,
+                        )
+                    self._failed = True
+                    reply = _judged_by(self._judge, tasks)
+                self._done.put(reply)
+
+    def close(self) -> None:
+        """End the workers. The pool can be used again, and starts new ones."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads, self._sent = [], False
+
+    def __enter__(self) -> JudgePool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _judged_by(judge: Judge, tasks: Sequence[_Task]) -> list[tuple[int, Judged]]:
+    return [(task.number, judge.judge(task.problem, task.ids)) for task in tasks]
+
+
+def _write(stream: IO[bytes], data: bytes) -> None:
+    stream.write(_LENGTH.pack(len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    """One message; EOFError where the other side has gone."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError("it ended")
+    (length,) = _LENGTH.unpack(head)
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError("it ended within an answer")
+    return data
+
+
+def _work(source: IO[bytes], sink: IO[bytes]) -> None:
+    """A worker: the judge first, then samples until there are no more."""
+    try:
+        judge: Judge = pickle.loads(_read(source))  # noqa: S301  Our own parent's.
+        while True:
+            tasks: list[_Task] = pickle.loads(_read(source))  # noqa: S301
+            _write(sink, pickle.dumps(_judged_by(judge, tasks)))
+    except EOFError:
+        return
+
+
+if __name__ == "__main__":
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # What a verifier prints must not stand between the answers.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # The classes that travel are those of the module, not of `__main__`.
+    from forethought.training.judge_pool import _work as work
+
+    work(sys.stdin.buffer, answers)
