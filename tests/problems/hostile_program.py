@@ -86,6 +86,32 @@ def many_files(folder):
     return count
 
 
+def litter(depth):
+    """A file, a link, and a chain of folders that is too deep for any path, closed at its end."""
+    os.chdir("/tmp")
+    Path("file").write_bytes(b"x" * 1000)
+    Path("link").symlink_to("/usr")
+    for name in ("0", "1"):
+        Path(name).mkdir()
+    for _ in range(depth):
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    Path("file").write_bytes(b"")
+    Path().chmod(0)
+    Path("/tmp").chmod(0o500)
+    return listing("/tmp")
+
+
+def listing(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def kernel_objects(_payload):
+    """System V memory, semaphores and queues outlive the process that made them."""
+    libc = ctypes.CDLL(None)
+    return [libc.shmget(0, 1 << 20, 0o1600), libc.semget(0, 1, 0o1600), libc.msgget(0, 0o1600)]
+
+
 def big_memory(_payload):
     return len(bytearray(10 << 30))
 

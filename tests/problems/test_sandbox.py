@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -138,6 +140,20 @@ class TestProtocol:
         assert sandbox.call("poisoned", None).value is False
         assert sandbox.call("echo", "honest").value == "honest"
 
+    @pytest.mark.parametrize("depth", [1, 50])
+    def test_nothing_stays_in_tmp(self, sandbox: Sandbox, depth: int) -> None:
+        """What one answer writes is no message to the next, and does not fill the room."""
+        starts = sandbox.stats.starts
+        left = sandbox.call("litter", depth).value
+        assert left == ["0", "1", "d" * 200, "file", "link"]
+        assert sandbox.call("listing", "/tmp").value == []
+        refused(sandbox, "many_files", "/tmp", "OSError")
+        assert sandbox.call("listing", "/tmp").value == []
+        assert sandbox.stats.starts == starts
+
+    def test_nothing_stays_in_the_kernel(self, sandbox: Sandbox) -> None:
+        assert sandbox.call("kernel_objects", None).value == [-1, -1, -1]
+
     def test_time_out(self, sandbox: Sandbox) -> None:
         outcome = sandbox.call("spin", None, 0.5)
         assert (outcome.kind, outcome.reason) == ("timeout", "timed out")
@@ -248,6 +264,50 @@ class TestLife:
             sandbox.call("echo", 0)
             with pytest.raises(ModelError, match="3 of 200 gradings"):
                 sandbox.check_health()
+
+
+@needs_bwrap
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_thousand_requests_leave_nothing() -> None:
+    """Rule R22: one worker, honest and hostile requests mixed, and it is what it was at the end."""
+    chance = random.Random(1)
+    hostile: list[tuple[str, object, float]] = [
+        ("litter", 3, 5.0),
+        ("many_files", "/tmp", 5.0),
+        ("spin", None, 0.02),
+        ("threads", None, 5.0),
+        ("big_memory", None, 5.0),
+        ("long_output", None, 5.0),
+        ("kernel_objects", None, 5.0),
+        *((op, None, 5.0) for op in ("crash", "poison", "forge", "prints", "not_json")),
+        ("leave", 1, 5.0),
+        ("detach", None, 0.02),
+    ]
+    ours = psutil.Process()
+    seen: list[tuple[int, int, int, int]] = []
+    with Sandbox(PROGRAM, QUICK) as sandbox:
+        assert sandbox.pid is not None
+        for job in range(1, 10_001):
+            if chance.random() < 0.1:
+                sandbox.call(*chance.choice(hostile))
+            else:
+                assert sandbox.call("echo", job).value == job
+            if job % 1000 == 0:
+                processes = tree(sandbox)
+                descriptors = [ours.num_fds()]
+                with contextlib.suppress(psutil.AccessDenied):  # the worker hides from all but root
+                    descriptors += [one.num_fds() for one in processes]
+                resident = sum(one.memory_info().rss for one in processes)
+                own = ours.memory_info().rss
+                seen.append((len(processes), sum(descriptors), resident, own))
+                assert sandbox.call("listing", "/tmp").value == []
+        assert sandbox.stats.starts == 1
+    first, *later = seen
+    for processes, descriptors, resident, own in later:
+        assert (processes, descriptors) == first[:2], seen
+        assert resident < first[2] + (2 << 20), seen
+        assert own < first[3] + (4 << 20), seen
 
 
 class TestRefusal:

@@ -106,6 +106,15 @@ class Family(abc.ABC):
             raise NotImplementedError(f"{self.name} brings no wrong_answer") from None
         return str(value + rng.choice((-10, -2, -1, 1, 2, 10)))
 
+    def guess(self, problem: Problem, rng: Random) -> str:
+        """What one says without having looked: by default the answer of another problem of the
+        level where answers are whole numbers, which is right now and then; else a wrong answer."""
+        try:
+            int(problem.answer)
+        except ValueError:
+            return self.wrong_answer(problem, rng)
+        return self.answer(self.draw(rng, problem.level), problem.language)
+
     # What every family does the same way.
 
     def problem(self, level: int, seed: int, language: Language | None = None) -> Problem:

@@ -82,7 +82,7 @@ def command(program: Path, limits: Limits, *, isolated: bool) -> list[str]:
             "Linux, or the families of problems that need no sandbox."
         )
     python = [sys.executable, "-P", "-s", "-B", "-c", _RUN]
-    settings = json.dumps(asdict(limits))
+    settings = json.dumps({**asdict(limits), "private_tmp": isolated})
     if not isolated:
         return [*python, str(_PACKAGE.parent), str(program), settings]
     inside = _INSIDE / "program" / program.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from string import ascii_lowercase
+from string import ascii_lowercase, digits
 from typing import ClassVar, Final, NamedTuple
 
 from forethought.problems.answers import plain, whole_number
@@ -36,6 +36,20 @@ _PHRASES: Final[dict[Language, tuple[str, ...]]] = {
     ),
 }
 
+_DIGIT_PHRASES: Final[dict[Language, tuple[str, ...]]] = {
+    "en": (
+        "How many times does the digit {letter} occur in {text}?",
+        "Count the digit {letter} in {text}.",
+        "How often do you find the digit {letter} in {text}? Answer with a number.",
+        "In {text}, how many of the digits are {letter}?",
+    ),
+    "zh": (
+        "{text} 中有几个数字 {letter}？",
+        "数字 {letter} 在 {text} 中出现几次？",
+        "数一数 {text} 里有多少个 {letter}。",
+    ),
+}
+
 _SHORT_WORDS: Final = tuple(word for word in COMMON_WORDS if 3 <= len(word) <= 5)
 _LONG_WORDS: Final = tuple(word for word in COMMON_WORDS if 6 <= len(word) <= 10)
 _CONSONANTS: Final = "bcdfghjklmnprstvwz"
@@ -61,6 +75,13 @@ def _word(rng: Random, short: bool) -> str:
     return _invented(rng, 3 + int(rng.random() * 3) if short else 6 + int(rng.random() * 5))
 
 
+def _number(rng: Random, short: bool) -> str:
+    """As many digits as a word has letters, of at most three different ones."""
+    kinds = [str(int(rng.random() * 10)) for _ in range(3)]
+    length = 3 + int(rng.random() * 3) if short else 6 + int(rng.random() * 5)
+    return "".join([kinds[int(rng.random() * 3)] for _ in range(length)])
+
+
 @dataclass(frozen=True)
 class LetterCounting(Family):
     """Count one letter in one or more words of lower-case letters.
@@ -69,7 +90,8 @@ class LetterCounting(Family):
     level 4: 4 to 6 words, each short (3 to 5) or long (6 to 10) with equal chance. A word is a
     common English one or, with equal chance, an invented one of at most two consonants and two
     vowels in turn. The letter is that of a random place in the words, or (one in eight) any of
-    a to z, which may not occur.
+    a to z, which may not occur. With ``digits`` the words are numbers of as many digits, at most
+    three different ones, and a digit is counted: each is a token then, as a very small model needs.
 
     Canonical: the letter and the words as they stand. The final answer is a whole number.
 
@@ -82,20 +104,25 @@ class LetterCounting(Family):
     levels: ClassVar[int] = 4
     styles: ClassVar[tuple[str, ...]] = ("steps", "check")
 
+    digits: bool = False
+
     def draw(self, rng: Random, level: int) -> LetterCountingTask:
+        word = _number if self.digits else _word
         if level <= 2:
-            words: tuple[str, ...] = (_word(rng, level == 1),)
+            words: tuple[str, ...] = (word(rng, level == 1),)
         else:
             count = rng.choice((2, 3) if level == 3 else (4, 5, 6))
-            words = tuple([_word(rng, rng.random() < 0.5) for _ in range(count)])
-        letters = ascii_lowercase if rng.random() < 0.125 else "".join(words)
+            words = tuple([word(rng, rng.random() < 0.5) for _ in range(count)])
+        letters = "".join(words)
+        if rng.random() < 0.125:
+            letters = digits if self.digits else ascii_lowercase
         return LetterCountingTask(words, letters[int(rng.random() * len(letters))])
 
     def canonical(self, task: LetterCountingTask) -> str:
         return f"{task.letter} in {' '.join(task.words)}"
 
     def phrase(self, task: LetterCountingTask, rng: Random, language: Language) -> str:
-        phrases = _PHRASES[language]
+        phrases = (_DIGIT_PHRASES if self.digits else _PHRASES)[language]
         phrase = phrases[int(rng.random() * len(phrases))]
         return phrase.format(letter=task.letter, text=" ".join(task.words))
 

@@ -1,4 +1,5 @@
-"""The system-call filter of a confined process: no new processes, no reaching into others.
+"""The system-call filter of a confined process: no new processes, no reaching into others, and
+nothing that stays behind in the kernel when the process is gone (System V memory, queues).
 
 RLIMIT_NPROC alone does not do: Linux does not hold root to it, and root is who runs in containers.
 The filter is seccomp-BPF (linux/seccomp.h, linux/filter.h), built by hand because it is short.
@@ -41,6 +42,10 @@ _DENIED: Final[dict[str, tuple[int | None, int | None]]] = {
     "keyctl": (250, 219),
     "add_key": (248, 217),
     "request_key": (249, 218),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
 }
 _CLONE: Final = (56, 220)
 _CLONE3: Final = 435

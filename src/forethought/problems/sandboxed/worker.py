@@ -4,7 +4,7 @@ It imports a program (a Python file with ``OPS``, a dict of name -> function of 
 once, because importing sympy takes seconds, and forks a child for every request: whatever a hostile
 answer does to the child (patched modules, threads, memory) ends with the child. The child is
 confined by limits and by the system-call filter before it looks at the request's payload, and holds
-neither end of the channel to the parent.
+neither end of the channel to the parent. What it leaves in the sandbox's own /tmp is removed.
 
 Requests and answers are JSON lines on what were stdin and stdout:
 ``{"id", "nonce", "op", "payload", "seconds"}`` and ``{"id", "nonce", "status", ...}``, status one
@@ -32,6 +32,7 @@ from . import syscalls
 from .probes import probe
 
 Op = Callable[[Any], object]
+_TMP = Path("/tmp")
 
 
 def main(program_path: str, settings_text: str) -> None:
@@ -96,6 +97,34 @@ def _in_child(
         os.close(read_end)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        if settings["private_tmp"]:
+            clear(_TMP)  # where that fails we end without an answer, and another worker begins
+
+
+def clear(folder: Path) -> None:
+    """Remove all that is in ``folder``, whatever its depth and modes. OSError where that fails.
+
+    Folders move up to ``folder`` before they are emptied: a path as deep as a hostile child makes
+    it has no name that the kernel takes.
+    """
+    waiting, number = [folder], 0
+    while waiting:
+        at = waiting.pop()
+        at.chmod(0o755)
+        with os.scandir(at) as entries:
+            inside = [(Path(entry), entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for path, is_folder in inside:
+            if not is_folder:
+                path.unlink()
+                continue
+            if at != folder:
+                path.chmod(0o755)  # a folder that moves has to be writable itself
+                while os.path.lexists(above := folder / str(number)):
+                    number += 1
+                path = path.rename(above)
+            waiting.append(path)
+        if at != folder:
+            at.rmdir()
 
 
 def _read(descriptor: int, deadline: float, most: int) -> dict[str, object]:
