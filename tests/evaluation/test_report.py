@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from evaluation.synthetic_run import IDENTITY, SyntheticRun
 from forethought.errors import ModelError, UserError
-from forethought.evaluation import run_record
 from forethought.evaluation.report import write_report
 from forethought.evaluation.report_film import MOST_EVALUATIONS, film_of
 from forethought.evaluation.report_page import POLICY, duration, page_html
@@ -25,7 +24,6 @@ from forethought.evaluation.report_plots import PLOTS, binned, draw, plots_of
 from forethought.evaluation.report_summary import summarise
 from forethought.evaluation.report_text import as_attribute, as_html
 from forethought.evaluation.run_record import read_run
-from forethought.training import run_folder
 
 HOSTILE = (
     "</pre><script>alert(1)</script>",
@@ -349,6 +347,43 @@ def test_bad_news_is_told(tmp_path: Path) -> None:
         assert sentence in text, text
 
 
+@pytest.mark.parametrize(
+    ("isolated", "told", "warned"),
+    [(None, False, False), (True, True, False), (False, True, True)],
+)
+def test_whether_verifiers_ran_in_a_sandbox_is_told(
+    tmp_path: Path, isolated: bool | None, told: bool, warned: bool
+) -> None:
+    """A run without isolation notes that in every line and every frame, too."""
+    run = SyntheticRun(tmp_path / "run", rl=20)
+    run.make()
+    if isolated is False:
+        for line in (*run.metrics, *run.film):
+            line["isolated"] = False
+        run.write(finished=True)
+    path = tmp_path / "run" / "run.json"
+    content = json.loads(path.read_text())
+    content["identity"]["isolated"] = isolated
+    path.write_text(json.dumps(content))
+    page = page_of(run.path)
+    assert ("other makers' verifiers" in page.text("facts")) == told
+    assert ("without a sandbox" in page.text("facts")) == warned
+    assert ("verifiers ran without a sandbox" in page.text("header")) == warned
+
+
+def test_a_reward_that_rises_while_the_test_falls_is_told(tmp_path: Path) -> None:
+    """From RL step 60 on a verifier is exploited: the reward goes on, held-out pass@1 collapses."""
+    run = SyntheticRun(tmp_path / "run", rl=100, every=20)
+    run.make()
+    assert summarise(read_run(run.path)).trouble.reward_up_test_down == 0
+    for line in run.metrics:
+        if line["stage"] == "rl" and line["pass_at_1"] is not None and line["step"] > 60:
+            line["pass_at_1"] = 0.5 if line["step"] == 80 else 0.2
+    run.write(finished=True)
+    assert summarise(read_run(run.path)).trouble.reward_up_test_down == 2
+    assert "standard errors: 2 times." in page_of(run.path).text("li")
+
+
 def test_the_page_says_what_the_run_was_made_with(page: Page) -> None:
     facts = page.text("facts")
     for key, value in IDENTITY.items():
@@ -497,8 +532,3 @@ def test_ten_thousand_lines_are_quick(tmp_path: Path) -> None:
     record = read_run(run.path)
     page_html(record, summarise(record), [])
     assert time.process_time() - started < 2
-
-
-def test_files_have_the_names_that_a_run_gives_them() -> None:
-    for name in ("RUN", "RECIPE", "METRICS", "TIMINGS", "FILM", "DONE"):
-        assert getattr(run_record, name) == getattr(run_folder, name)

@@ -10,6 +10,7 @@ from forethought.evaluation.report_plots import Picture
 from forethought.evaluation.report_style import STYLE
 from forethought.evaluation.report_summary import (
     SPIKE_FACTOR,
+    SUSPICIOUS_ERRORS,
     Held,
     Peak,
     StageSummary,
@@ -17,7 +18,7 @@ from forethought.evaluation.report_summary import (
     Trouble,
 )
 from forethought.evaluation.report_text import as_attribute, as_html
-from forethought.evaluation.run_record import RunRecord
+from forethought.evaluation.run_record import NOTE_ISOLATED, RunRecord
 
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -37,6 +38,10 @@ _MADE_WITH: Mapping[str, str] = {
     "started": "started",
     "recipe_digest": "digest of the recipe",
 }
+_UNSAFE = (
+    "Other makers' verifiers ran without a sandbox: what a sample did to them is not known, and "
+    "neither is what its score is worth."
+)
 
 
 def page_html(run: RunRecord, summary: Summary, pictures: Iterable[Picture]) -> str:
@@ -74,10 +79,17 @@ def _head(summary: Summary) -> str:
         facts.append(duration(summary.seconds))
     if summary.parameters is not None:
         facts.append(f"{summary.parameters:,} parameters")
+    unsafe = f"<p><strong>{_UNSAFE}</strong></p>" if _isolated(summary) is False else ""
     return (
         f"<header><h1>{as_html(summary.recipe)}</h1>"
-        f'<p class="quiet">{as_html("; ".join(facts))}.</p></header>'
+        f'<p class="quiet">{as_html("; ".join(facts))}.</p>{unsafe}</header>'
     )
+
+
+def _isolated(summary: Summary) -> bool | None:
+    """Whether other makers' verifiers ran in a sandbox; None where there were none."""
+    value = summary.identity.get(NOTE_ISOLATED)
+    return value if isinstance(value, bool) else None
 
 
 def state_text(summary: Summary) -> str:
@@ -171,6 +183,12 @@ def _sentences(trouble: Trouble, summary: Summary) -> Iterable[str]:
     if trouble.below_best is not None and summary.best is not None:
         best = summary.best
         yield f"The newest pass@1 is below the best, {pass_at_1(best)} ({_where(best)})."
+    if trouble.reward_up_test_down:
+        yield (
+            "Between evaluations in a row the mean reward of training rose while held-out pass@1 "
+            f"fell by over {SUSPICIOUS_ERRORS:g} standard errors: {trouble.reward_up_test_down:,} "
+            "times. The verifier may accept what is wrong: read the film."
+        )
     if trouble.unscorable:
         yield f"Held-out samples whose verifier failed: {trouble.unscorable:,}."
     if not summary.finished:
@@ -209,6 +227,11 @@ def _made_with(summary: Summary) -> str:
         for key, name in _MADE_WITH.items()
         if summary.identity.get(key) is not None
     ]
+    isolated = _isolated(summary)
+    if isolated is not None:
+        rows.append(
+            ("other makers' verifiers", "in a sandbox" if isolated else "without a sandbox")
+        )
     if summary.parameters is not None:
         active = summary.active_parameters
         more = f", {active:,} active a token" if active != summary.parameters else ""

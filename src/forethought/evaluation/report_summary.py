@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Final
 
 from forethought.checkpoints.folder import JSON
-from forethought.evaluation.run_record import Row, RunRecord
+from forethought.evaluation.run_record import Row, RunRecord, StageRecord
 
 _WINDOW: Final = 50
 _WARM: Final = 20
 SPIKE_FACTOR: Final = 5.0
 """A gradient norm this many times the median of the steps before it is a spike."""
+SUSPICIOUS_ERRORS: Final = 2.0
+"""A held-out pass@1 that falls by so many standard errors while the reward rises is suspicious."""
 _FAMILY: Final = "pass_at_1/"
 
 
@@ -77,6 +82,10 @@ class Trouble:
     unscorable: int
     below_best: float | None
     """How far the last held-out pass@1 is below the best one; None unless it is."""
+    reward_up_test_down: int
+    """How often, from one evaluation of a stage to the next, the mean reward of training rose over
+    that of the steps before while pass@1 fell by over `SUSPICIOUS_ERRORS` standard errors of the
+    difference: a sign of a verifier that is being exploited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +184,26 @@ def _trouble(run: RunRecord, best: Held | None, evaluations: list[Held]) -> Trou
         largest_kl_sampler_trainer=peak_of(steps, "kl_sampler_trainer"),
         unscorable=round(sum(row.values.get("unscorable", 0.0) for row in run.evaluations)),
         below_best=behind if behind > 0 else None,
+        reward_up_test_down=sum(_exploited(stage) for stage in run.stages),
     )
+
+
+def _exploited(stage: StageRecord) -> int:
+    """See `Trouble.reward_up_test_down`. A stage without rewards has none."""
+    at = [row.step for row in stage.evaluations]
+    rewards: list[list[float]] = [[] for _ in [*at, None]]
+    for row in stage.steps:
+        if "reward" in row.values:
+            rewards[bisect_left(at, row.step)].append(row.values["reward"])
+    found, reward_before = 0, math.inf
+    for (before, after), between in zip(pairwise(stage.evaluations), rewards[1:], strict=False):
+        if between:
+            errors = [row.values.get("pass_at_1_stderr", 0.0) for row in (before, after)]
+            fall = before.values["pass_at_1"] - after.values["pass_at_1"]
+            reward = statistics.fmean(between)
+            found += fall > SUSPICIOUS_ERRORS * math.hypot(*errors) and reward > reward_before
+            reward_before = reward
+    return found
 
 
 def peak_of(rows: Iterable[Row], key: str) -> Peak | None:

@@ -21,6 +21,10 @@ from forethought.errors import ForethoughtError, UserError
 from forethought.training.monitor import FilmFrame
 from forethought.training.run_files import CHECKPOINTS, DONE, FILM, METRICS, RECIPE, RUN, TIMINGS
 
+NOTE_ISOLATED: Final = "isolated"
+"""In an identity: whether other makers' verifiers ran in a sandbox (null where there are none). In
+a line of a log, where it is false, it is a note and no number."""
+
 Identity: TypeAlias = "Mapping[str, str | int | float | bool | None]"
 
 
@@ -188,7 +192,7 @@ def _rows(path: Path) -> Iterator[Row]:
         values: dict[str, float] = {}
         for key, value in line.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                if value is None or key == "stage":
+                if value is None or key == "stage" or key == NOTE_ISOLATED:
                     continue
                 raise _damaged(path, number, f"{printable(key, 80)} is no number")
             if key != "step":
