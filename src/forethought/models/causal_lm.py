@@ -31,7 +31,13 @@ class Source(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """One layer of a decoder: what :class:`CausalLM` calls in turn."""
+    """One layer of a decoder: attention and a feed-forward part, each behind its norm and added to
+    the residual stream. Subclasses bring these four modules."""
+
+    input_layernorm: RMSNorm
+    self_attn: nn.Module
+    post_attention_layernorm: RMSNorm
+    mlp: nn.Module
 
     def forward(
         self,
@@ -41,7 +47,25 @@ class DecoderLayer(nn.Module):
         cache: AttentionCache | None,
     ) -> torch.Tensor:
         """The residual stream after this layer; [B, T, D]."""
-        raise NotImplementedError
+        normed_BTD = self.input_layernorm(x_BTD)
+        x_BTD, delta_BTD = self.parts(x_BTD, normed_BTD, cos_BTR, sin_BTR, cache)
+        return x_BTD + delta_BTD
+
+    def parts(
+        self,
+        x_BTD: torch.Tensor,
+        normed_BTD: torch.Tensor,
+        cos_BTR: torch.Tensor,
+        sin_BTR: torch.Tensor,
+        cache: AttentionCache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream after attention, and what the feed-forward part adds to it: their sum is
+        :meth:`forward`, and whoever norms that sum can do both at once. ``normed_BTD``: the stream
+        behind the layer's first norm."""
+        attended_BTD: torch.Tensor = self.self_attn(normed_BTD, cos_BTR, sin_BTR, cache)
+        x_BTD, normed_BTD = self.post_attention_layernorm.after(x_BTD, attended_BTD)
+        delta_BTD: torch.Tensor = self.mlp(normed_BTD)
+        return x_BTD, delta_BTD
 
 
 class Trunk(nn.Module):
@@ -117,9 +141,12 @@ class CausalLM(nn.Module):
             positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).unsqueeze(0)
         cos_BTR, sin_BTR = self.cos_sin(positions_BT)
         x_BTD: torch.Tensor = self.model.embed_tokens(ids_BT)
-        for layer in self.model.layers:
-            x_BTD = layer(x_BTD, cos_BTR, sin_BTR, cache)
-        normed_BTD: torch.Tensor = self.model.norm(x_BTD)
+        layers = [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+        norms = [layer.input_layernorm for layer in layers] + [self.model.norm]
+        normed_BTD: torch.Tensor = norms[0](x_BTD)
+        for layer, norm in zip(layers, norms[1:], strict=True):
+            x_BTD, delta_BTD = layer.parts(x_BTD, normed_BTD, cos_BTR, sin_BTR, cache)
+            x_BTD, normed_BTD = norm.after(x_BTD, delta_BTD)
         return normed_BTD
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from forethought.checkpoints.network_config import DenseConfig
+from forethought.models import fused
 from forethought.models.attention import AttentionCache, causal_attention
 from forethought.models.causal_lm import CausalLM, DecoderLayer
 from forethought.models.layers import RMSNorm, SwiGLU, linear
@@ -29,6 +30,7 @@ class DenseAttention(torch.nn.Module):
             config.head_dim,
         )
         self.layer = layer
+        self.heads, self.groups = heads, groups
         self.head_dim = width
         self.scale = width**-0.5
         self.q_proj = linear(config.hidden_size, heads * width, config.attention_bias)
@@ -47,6 +49,21 @@ class DenseAttention(torch.nn.Module):
         sin_BTR: torch.Tensor,
         cache: AttentionCache | None,
     ) -> torch.Tensor:
+        q_BHTK, k_BGTK, v_BGTK = self._heads(x_BTD, cos_BTR, sin_BTR)
+        if cache is None:
+            out_BHTK = causal_attention(q_BHTK, k_BGTK, v_BGTK, self.scale)
+        else:
+            out_BHTK = cache.attend(self.layer, q_BHTK, k_BGTK, v_BGTK, self.scale)
+        out_BTD: torch.Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        return out_BTD
+
+    def _heads(
+        self, x_BTD: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries [B, H, T, K] and keys [B, G, T, K], and values [B, G, T, K]."""
+        if not self.qk_norm and fused.joins(x_BTD):
+            qkv_BTX = fused.joined_linear(x_BTD, (self.q_proj, self.k_proj, self.v_proj))
+            return fused.qkv_rotated(qkv_BTX, cos_BTR, sin_BTR, self.heads, self.groups)
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHK = self.q_proj(x_BTD).view(heads)
         k_BTGK = self.k_proj(x_BTD).view(heads)
@@ -55,16 +72,13 @@ class DenseAttention(torch.nn.Module):
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
         q_BHTK = rotate_half(q_BTHK.transpose(1, 2), cos_BTR, sin_BTR)
         k_BGTK = rotate_half(k_BTGK.transpose(1, 2), cos_BTR, sin_BTR)
-        if cache is None:
-            out_BHTK = causal_attention(q_BHTK, k_BGTK, v_BGTK, self.scale)
-        else:
-            out_BHTK = cache.attend(self.layer, q_BHTK, k_BGTK, v_BGTK, self.scale)
-        out_BTD: torch.Tensor = self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
-        return out_BTD
+        return q_BHTK, k_BGTK, v_BGTK
 
 
 class DenseLayer(DecoderLayer):
     """Attention, then SwiGLU, each on the normed stream and added to it."""
+
+    mlp: SwiGLU
 
     def __init__(self, config: DenseConfig, layer: int) -> None:
         super().__init__()
@@ -72,18 +86,6 @@ class DenseLayer(DecoderLayer):
         self.self_attn = DenseAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, config.mlp_bias)
-
-    def forward(
-        self,
-        x_BTD: torch.Tensor,
-        cos_BTR: torch.Tensor,
-        sin_BTR: torch.Tensor,
-        cache: AttentionCache | None,
-    ) -> torch.Tensor:
-        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, cache)
-        x_BTD, normed_BTD = self.post_attention_layernorm.after(x_BTD, attended_BTD)
-        out_BTD: torch.Tensor = x_BTD + self.mlp(normed_BTD)
-        return out_BTD
 
 
 class DenseLM(CausalLM):

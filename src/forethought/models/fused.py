@@ -11,6 +11,7 @@ bfloat16 or float16, where triton is there. Elsewhere callers keep to torch, whi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -142,28 +143,28 @@ class _SwiGLU(torch.autograd.Function):
         return both[0].view(grad.shape), both[1].view(grad.shape)
 
 
-def swiglu_of_columns(gate_up_NO: torch.Tensor) -> torch.Tensor:
-    """silu(first half of the columns) * the second half; [N, O / 2]."""
-    out: torch.Tensor = _SwiGLUOfColumns.apply(gate_up_NO)  # type: ignore[no-untyped-call]
+def swiglu_of_columns(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(first half of the columns) * the second half; [..., O / 2]."""
+    out: torch.Tensor = _SwiGLUOfColumns.apply(gate_up)  # type: ignore[no-untyped-call]
     return out
 
 
 class _SwiGLUOfColumns(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate_up_NO: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        gate_up_NO = _rows(gate_up)
         ctx.save_for_backward(gate_up_NO)
         out: torch.Tensor = _made().swiglu_forward(*gate_up_NO.chunk(2, dim=-1))
-        return out
+        return out.view(*gate_up.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_NF: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (gate_up_NO,) = ctx.saved_tensors
         out = torch.empty_like(gate_up_NO)
-        _made().swiglu_backward_into(
-            grad_NF.contiguous(), *gate_up_NO.chunk(2, dim=-1), *out.chunk(2, dim=-1)
-        )
-        return out
+        grad_NF = grad.contiguous().view(len(gate_up_NO), -1)
+        _made().swiglu_backward_into(grad_NF, *gate_up_NO.chunk(2, dim=-1), *out.chunk(2, dim=-1))
+        return out.view(*grad.shape[:-1], -1)
 
 
 def rotated(
@@ -222,12 +223,15 @@ class _Dispatched(torch.autograd.Function):
 
 
 def combined(
-    rows_MD: torch.Tensor, place_NK: torch.Tensor, weights_NK: torch.Tensor
+    rows_MD: torch.Tensor,
+    place_NK: torch.Tensor,
+    weights_NK: torch.Tensor,
+    base_ND: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Each token's weighted sum of its K rows, in float32 and rounded once; [N, D].
+    """Each token's weighted sum of its K rows, in float32 and rounded, plus ``base_ND``; [N, D].
     ``weights_NK`` is float32."""
     out: torch.Tensor = _Combined.apply(  # type: ignore[no-untyped-call]
-        rows_MD, place_NK, weights_NK
+        rows_MD, place_NK, weights_NK, base_ND
     )
     return out
 
@@ -235,21 +239,29 @@ def combined(
 class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_MD: torch.Tensor, place_NK: torch.Tensor, weights_NK: torch.Tensor
+        ctx: Any,
+        rows_MD: torch.Tensor,
+        place_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+        base_ND: torch.Tensor | None,
     ) -> torch.Tensor:
         rows_MD, weights_NK = rows_MD.contiguous(), weights_NK.contiguous()
         ctx.save_for_backward(rows_MD, place_NK, weights_NK)
-        out: torch.Tensor = _made().gather_sum(rows_MD, place_NK, weights_NK)
+        if base_ND is not None:
+            base_ND = base_ND.contiguous()
+        out: torch.Tensor = _made().gather_sum(rows_MD, place_NK, weights_NK, base_ND)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ND: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+    def backward(
+        ctx: Any, grad_ND: torch.Tensor
+    ) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor | None]:
         rows_MD, place_NK, weights_NK = ctx.saved_tensors
         to_rows, to_weights = _made().scatter_weighted(
             grad_ND.contiguous(), place_NK, weights_NK, rows_MD
         )
-        return to_rows, None, to_weights
+        return to_rows, None, to_weights, grad_ND if ctx.needs_input_grad[3] else None
 
 
 def top_columns(choice_NE: torch.Tensor, top_k: int) -> torch.Tensor:
@@ -281,3 +293,163 @@ class _WideLinear(torch.autograd.Function):
         x_ND, weight_OD = ctx.saved_tensors
         grad = grad_NO.to(x_ND.dtype)
         return grad @ weight_OD, grad.t() @ x_ND
+
+
+_MANY = 1024
+"""Rows from which on joining matrices costs less than it saves."""
+
+
+def joins(x: torch.Tensor) -> bool:
+    """Whether linear maps of `x` should be computed as one (`joined_linear`)."""
+    return usable(x) and x.numel() >= _MANY * x.shape[-1]
+
+
+def joined_linear(x: torch.Tensor, layers: Sequence[torch.nn.Linear]) -> torch.Tensor:
+    """What several linear maps of one input give, side by side; [..., sum of their widths].
+
+    One product fills the device better than three, and the gradients of the input need not be
+    added up. The weights are put together anew each time: they are small beside that many rows.
+    """
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    out: torch.Tensor = _JoinedLinear.apply(  # type: ignore[no-untyped-call]
+        x, len(layers), *(layer.weight for layer in layers), *biases
+    )
+    return out
+
+
+class _JoinedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, count: int, *parts: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, *parts[:count])
+        ctx.count = count
+        weight = torch.cat(parts[:count])
+        x_ND = x.flatten(0, -2)
+        if len(parts) > count:
+            out_NO = torch.addmm(torch.cat(parts[count:]), x_ND, weight.t())
+        else:
+            out_NO = x_ND @ weight.t()
+        return out_NO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        rows = [len(weight) for weight in weights]
+        grad_NO, x_ND = grad.flatten(0, -2), x.flatten(0, -2)
+        to_x = (grad_NO @ torch.cat(weights)).view(x.shape)
+        to_weights = torch.split(grad_NO.t() @ x_ND, rows)
+        biased = len(ctx.needs_input_grad) > 2 + ctx.count
+        to_biases = torch.split(grad_NO.sum(dim=0), rows) if biased else ()
+        return to_x, None, *to_weights, *to_biases
+
+
+def qkv_rotated(
+    qkv_BTX: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor, heads: int, groups: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [B, H, T, K] and keys [B, G, T, K], rotated by halves, and values [B, G, T, K], from
+    projections that stand side by side."""
+    parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _QKVRotated.apply(  # type: ignore[no-untyped-call]
+        qkv_BTX, cos_BTR, sin_BTR, heads, groups
+    )
+    return parts
+
+
+def _heads_of(qkv_BTX: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tensor, ...]:
+    width = qkv_BTX.shape[-1] // (heads + 2 * groups)
+    qkv_BHTK = qkv_BTX.view(*qkv_BTX.shape[:2], -1, width).transpose(1, 2)
+    return torch.split(qkv_BHTK, [heads, groups, groups], dim=1)
+
+
+class _QKVRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv_BTX: torch.Tensor,
+        cos_BTR: torch.Tensor,
+        sin_BTR: torch.Tensor,
+        heads: int,
+        groups: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        cos_BTR, sin_BTR = cos_BTR.contiguous(), sin_BTR.contiguous()
+        ctx.save_for_backward(cos_BTR, sin_BTR)
+        ctx.heads, ctx.groups = heads, groups
+        q, k, v = _heads_of(qkv_BTX, heads, groups)
+        return (
+            _made().rotate(q, cos_BTR, sin_BTR, pairs=False),
+            _made().rotate(k, cos_BTR, sin_BTR, pairs=False),
+            v.clone(),
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, to_q: torch.Tensor, to_k: torch.Tensor, to_v: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None, None]:
+        cos_BTR, sin_BTR = ctx.saved_tensors
+        batch, heads, steps, width = to_q.shape
+        out_BTX = to_q.new_empty(batch, steps, (heads + 2 * ctx.groups) * width)
+        q, k, v = _heads_of(out_BTX, heads, ctx.groups)
+        for grad, out in ((to_q, q), (to_k, k)):
+            grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+            _made().rotate(grad, cos_BTR, sin_BTR, pairs=False, back=True, out=out)
+        v.copy_(to_v)
+        return out_BTX, None, None, None, None
+
+
+def latent_heads(
+    q_NX: torch.Tensor,
+    kv_NY: torch.Tensor,
+    key_NP: torch.Tensor,
+    cos_NR: torch.Tensor,
+    sin_NR: torch.Tensor,
+    *,
+    heads: int,
+    value: int,
+    pairs: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys and values of latent attention's heads, see `mla_kernels`; [N, H, W] each, the
+    values with columns of zeros behind theirs."""
+    made: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _LatentHeads.apply(  # type: ignore[no-untyped-call]
+        q_NX, kv_NY, key_NP, cos_NR, sin_NR, heads, value, pairs
+    )
+    return made
+
+
+class _LatentHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_NX: torch.Tensor,
+        kv_NY: torch.Tensor,
+        key_NP: torch.Tensor,
+        cos_NR: torch.Tensor,
+        sin_NR: torch.Tensor,
+        heads: int,
+        value: int,
+        pairs: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        from forethought.models.mla_kernels import joined
+
+        cos_NR, sin_NR = cos_NR.contiguous(), sin_NR.contiguous()
+        ctx.save_for_backward(cos_NR, sin_NR)
+        head = q_NX.shape[1] // heads
+        ctx.value, ctx.pairs, ctx.plain = value, pairs, head - key_NP.shape[1]
+        width = -(-max(head, value) // 8) * 8
+        return joined(
+            q_NX, kv_NY, key_NP, cos_NR, sin_NR,
+            heads=heads, value=value, width=width, pairs=pairs,
+        )  # fmt: skip
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, to_q: torch.Tensor, to_k: torch.Tensor, to_v: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        from forethought.models.mla_kernels import parted
+
+        cos_NR, sin_NR = ctx.saved_tensors
+        found = parted(
+            to_q.contiguous(), to_k.contiguous(), to_v.contiguous(), cos_NR, sin_NR,
+            value=ctx.value, pairs=ctx.pairs, plain=ctx.plain,
+        )  # fmt: skip
+        return *found, None, None, None, None, None

@@ -70,11 +70,13 @@ class SwiGLU(nn.Module):
         self.down_proj = linear(intermediate_size, hidden_size, bias)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        if fused.usable(gate_BTF):
-            inner = fused.swiglu(gate_BTF, up_BTF)
+        if fused.joins(x_BTD):
+            both = fused.joined_linear(x_BTD, (self.gate_proj, self.up_proj))
+            inner = fused.swiglu_of_columns(both)
+        elif fused.usable(x_BTD):
+            inner = fused.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD))
         else:
-            inner = F.silu(gate_BTF) * up_BTF
+            inner = F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
         out_BTD: torch.Tensor = self.down_proj(inner)
         return out_BTD
 

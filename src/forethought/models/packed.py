@@ -180,12 +180,15 @@ class PackedSequences:
         """
         value_width = v_1GNV.shape[-1]
         width = -(-max(q_1HNK.shape[-1], value_width) // 8) * 8
-        q, k, v = (_widened(x[0].transpose(0, 1), width) for x in (q_1HNK, k_1GNK, v_1GNV))
+        # `squeeze` and not an index: the gradient of an index is written into zeros.
+        q, k, v = (_widened(x.squeeze(0).transpose(0, 1), width) for x in (q_1HNK, k_1GNK, v_1GNV))
         longest = max(self.lengths)
         out_NHK: torch.Tensor = torch.ops.aten._flash_attention_forward(
             q, k, v, self._bounds, self._bounds, longest, longest, 0.0, True, False, scale=scale
         )[0]
-        return out_NHK[..., :value_width].transpose(0, 1)[None]
+        if width != value_width:
+            out_NHK = out_NHK[..., :value_width]
+        return out_NHK.transpose(0, 1).unsqueeze(0)
 
 
 def _widened(x_NHK: torch.Tensor, width: int) -> torch.Tensor:

@@ -244,10 +244,13 @@ def rotate(
     *,
     pairs: bool,
     back: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Rotated columns, laid out token by token; [B, H, T, D]. ``back``: the gradient's way."""
+    """Rotated columns, [B, H, T, D], laid out token by token unless ``out`` says where. ``back``:
+    the gradient's way."""
     batch, heads, steps, width = x_BHTD.shape
-    out = x_BHTD.new_empty(batch, steps, heads, width).transpose(1, 2)
+    if out is None:
+        out = x_BHTD.new_empty(batch, steps, heads, width).transpose(1, 2)
     half = width // 2
     block = triton.next_power_of_2(half)
     per_tile = max(1, 1024 // block)
@@ -263,8 +266,9 @@ def rotate(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gather_sum(
-    rows_ptr, place_ptr, weight_ptr, out_ptr, tokens,
+    rows_ptr, place_ptr, weight_ptr, base_ptr, out_ptr, tokens,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, USED: tl.constexpr, WEIGHTED: tl.constexpr,
+    ADD: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -276,6 +280,11 @@ def _gather_sum(
         if WEIGHTED:
             part *= tl.load(weight_ptr + token * USED + k)
         total += part
+    if ADD:
+        # Rounded before it is added, as two operations would.
+        total = total.to(out_ptr.dtype.element_ty).to(tl.float32)
+        base = tl.load(base_ptr + token * WIDTH + column, mask=inside, other=0.0)
+        total += base.to(tl.float32)
     tl.store(out_ptr + token * WIDTH + column, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -301,17 +310,21 @@ def _scatter(
 
 
 def gather_sum(
-    rows_MD: torch.Tensor, place_NK: torch.Tensor, weights_NK: torch.Tensor | None
+    rows_MD: torch.Tensor,
+    place_NK: torch.Tensor,
+    weights_NK: torch.Tensor | None,
+    base_ND: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """For each token the (weighted) sum of its K rows, in float32, rounded once; [N, D]."""
+    """For each token the (weighted) sum of its K rows, in float32 and rounded, plus ``base_ND``
+    where it is given; [N, D]."""
     tokens, used = place_NK.shape
     width = rows_MD.shape[1]
     out = rows_MD.new_empty(tokens, width)
     block = triton.next_power_of_2(width)
     _gather_sum[(tokens,)](
-        rows_MD, place_NK, weights_NK, out, tokens,
+        rows_MD, place_NK, weights_NK, base_ND, out, tokens,
         WIDTH=width, BLOCK=block, USED=used, WEIGHTED=weights_NK is not None,
-        num_warps=_few_warps(block),
+        ADD=base_ND is not None, num_warps=_few_warps(block),
     )  # fmt: skip
     return out
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from forethought.checkpoints.network_config import DeepseekConfig
-from forethought.models.attention import AttentionCache
 from forethought.models.causal_lm import DecoderLayer
 from forethought.models.deepseek_v3.experts import Experts
 from forethought.models.deepseek_v3.gate import Gate
@@ -34,9 +33,9 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x_ND = x_BTD.flatten(0, 1)
         indices_NK, weights_NK, _ = self.gate(x_ND)
-        routed_ND: torch.Tensor = self.experts(x_ND, indices_NK, weights_NK)
-        out_BTD: torch.Tensor = routed_ND.view_as(x_BTD) + self.shared_experts(x_BTD)
-        return out_BTD
+        shared_ND: torch.Tensor = self.shared_experts(x_BTD).flatten(0, 1)
+        out_ND: torch.Tensor = self.experts(x_ND, indices_NK, weights_NK, shared_ND)
+        return out_ND.view_as(x_BTD)
 
 
 class DeepseekLayer(DecoderLayer):
@@ -52,15 +51,3 @@ class DeepseekLayer(DecoderLayer):
         )
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        x_BTD: torch.Tensor,
-        cos_BTR: torch.Tensor,
-        sin_BTR: torch.Tensor,
-        cache: AttentionCache | None,
-    ) -> torch.Tensor:
-        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTR, sin_BTR, cache)
-        x_BTD, normed_BTD = self.post_attention_layernorm.after(x_BTD, attended_BTD)
-        out_BTD: torch.Tensor = x_BTD + self.mlp(normed_BTD)
-        return out_BTD

@@ -65,18 +65,20 @@ def grouped_experts(
     weights_NK: torch.Tensor,
     gate_up_EOD: torch.Tensor,
     down_EDF: torch.Tensor,
+    base_ND: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """All experts at once; [N, D]. The loads never leave the device."""
+    """All experts at once, plus ``base_ND``; [N, D]. The loads never leave the device."""
     if fused.usable(x_ND):
         place_NK, ends_E = places(indices_NK, gate_up_EOD.shape[0])
         pairs_MD = fused.dispatched(x_ND, place_NK)
         inner_MF = fused.swiglu_of_columns(grouped_product(pairs_MD, gate_up_EOD, ends_E))
         rows_MD = grouped_product(inner_MF, down_EDF, ends_E)
-        return fused.combined(rows_MD, place_NK, weights_NK)
+        return fused.combined(rows_MD, place_NK, weights_NK, base_ND)
     order_M, pairs_MD = _sorted_by_expert(x_ND, indices_NK)
     ends_E = expert_load(indices_NK, gate_up_EOD.shape[0]).cumsum(0)
     inner_MF = _swiglu(grouped_product(pairs_MD, gate_up_EOD, ends_E))
-    return _combined(grouped_product(inner_MF, down_EDF, ends_E), order_M, weights_NK)
+    out_ND = _combined(grouped_product(inner_MF, down_EDF, ends_E), order_M, weights_NK)
+    return out_ND if base_ND is None else out_ND + base_ND
 
 
 def places(indices_NK: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,7 +209,7 @@ def _block_rows(pairs: int, experts: int) -> int:
     return int(min(_LARGEST_BLOCK, 1 << (mean - 1).bit_length()))
 
 
-_PATHS = {"loop": loop_experts, "grouped": grouped_experts, "gather": gather_experts}
+_PATHS = {"loop": loop_experts, "gather": gather_experts}
 
 
 class Experts(nn.Module):
@@ -222,9 +224,14 @@ class Experts(nn.Module):
         self.path: ExpertPath | None = None
 
     def forward(
-        self, x_ND: torch.Tensor, indices_NK: torch.Tensor, weights_NK: torch.Tensor
+        self,
+        x_ND: torch.Tensor,
+        indices_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+        base_ND: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The weighted sum of the chosen experts; [N, D], of the dtype of `x_ND`."""
+        """The weighted sum of the chosen experts, plus ``base_ND`` (the shared ones' result);
+        [N, D], of the dtype of `x_ND`."""
         gate_up: torch.Tensor = self.gate_up_proj
         down: torch.Tensor = self.down_proj
         kind = x_ND.device.type
@@ -232,8 +239,11 @@ class Experts(nn.Module):
             # Grouped products are not on autocast's list, so it would leave them in float32.
             dtype = torch.get_autocast_dtype(kind)
             x_ND, gate_up, down = x_ND.to(dtype), gate_up.to(dtype), down.to(dtype)
-        compute = _PATHS[self.path or choose_path(x_ND.device)]
-        return compute(x_ND, indices_NK, weights_NK, gate_up, down)
+        path = self.path or choose_path(x_ND.device)
+        if path == "grouped":
+            return grouped_experts(x_ND, indices_NK, weights_NK, gate_up, down, base_ND)
+        out_ND = _PATHS[path](x_ND, indices_NK, weights_NK, gate_up, down)
+        return out_ND if base_ND is None else out_ND + base_ND
 
     def extra_repr(self) -> str:
         experts, width, inner = self.down_proj.shape

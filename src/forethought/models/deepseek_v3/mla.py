@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from forethought.checkpoints.network_config import DeepseekConfig
+from forethought.models import fused
 from forethought.models.attention import AttentionCache, causal_attention
 from forethought.models.layers import RMSNorm, linear
 from forethought.models.packed import PackedSequences
@@ -67,6 +68,8 @@ class MLA(nn.Module):
         cache: AttentionCache | None,
     ) -> torch.Tensor:
         """What attention adds to the residual stream; [B, T, D]."""
+        if isinstance(cache, PackedSequences) and fused.usable(x_BTD):
+            return self._packed(x_BTD, cos_BTR, sin_BTR, cache)
         nope_BHTN, rope_BHTP = self._queries(x_BTD)
         rope_BHTP = self._rotate(rope_BHTP, cos_BTR, sin_BTR)
         widths = [self.kv_lora_rank, self.qk_rope_head_dim]
@@ -81,13 +84,46 @@ class MLA(nn.Module):
         out_BTD: torch.Tensor = self.o_proj(out_BHTV.transpose(1, 2).flatten(2))
         return out_BTD
 
-    def _queries(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _packed(
+        self,
+        x_1ND: torch.Tensor,
+        cos_1NR: torch.Tensor,
+        sin_1NR: torch.Tensor,
+        packed: PackedSequences,
+    ) -> torch.Tensor:
+        """:meth:`_plain` of a row on CUDA: heads are made by one kernel, as wide as attention
+        wants them."""
+        widths = [self.kv_lora_rank, self.qk_rope_head_dim]
+        latent_1NL, key_1NP = self.kv_a_proj_with_mqa(x_1ND).split(widths, dim=-1)
+        expanded_1NY = self.kv_b_proj(self.kv_a_layernorm(latent_1NL))
+        heads_NHW = fused.latent_heads(
+            self._query_rows(x_1ND).squeeze(0),
+            expanded_1NY.squeeze(0),
+            key_1NP.squeeze(0),
+            cos_1NR.squeeze(0),
+            sin_1NR.squeeze(0),
+            heads=self.heads,
+            value=self.v_head_dim,
+            pairs=self._rotate is rotate_pairs,
+        )
+        q, k, v = (each_NHW.transpose(0, 1).unsqueeze(0) for each_NHW in heads_NHW)
+        out_1HNW = packed.attend(self.layer, q, k, v, self.scale)
+        out_1NHV = out_1HNW.transpose(1, 2)[..., : self.v_head_dim]
+        out_1ND: torch.Tensor = self.o_proj(out_1NHV.flatten(2))
+        return out_1ND
+
+    def _query_rows(self, x_BTD: torch.Tensor) -> torch.Tensor:
         if self.q_lora_rank is None:
-            q = self.q_proj(x_BTD)
+            q: torch.Tensor = self.q_proj(x_BTD)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
-        q_BHTK = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        nope_BHTN, rope_BHTP = q_BHTK.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+        return q
+
+    def _queries(self, x_BTD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q = self._query_rows(x_BTD)
+        q_BHTK = q.view(*q.shape[:2], self.heads, -1).transpose(1, 2)
+        widths = [self.qk_nope_head_dim, self.qk_rope_head_dim]
+        nope_BHTN, rope_BHTP = torch.split(q_BHTK, widths, dim=-1)
         return nope_BHTN, rope_BHTP
 
     def _plain(
