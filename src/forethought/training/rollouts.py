@@ -12,6 +12,7 @@ import torch
 
 from forethought.engines.torch.rollout import RolloutSample
 from forethought.problems.problem import Problem
+from forethought.training.hack_signs import commonest_answer, reads_like_code
 from forethought.training.judging import Judged
 from forethought.training.losses import LossConfig, advantages, soft_overlong_punishment
 from forethought.training.monitor import Number
@@ -101,6 +102,9 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Number]:
         "unscorable": sum(one.reward is None for one in judged),
         "solved_by_any": _mean([float(any(o.accuracy for o in g.judged)) for g in groups]),
     }
+    answers = [(g.problem.family, one.reply.final_answer) for g in groups for one in g.judged]
+    metrics["code_answers"] = sum(reads_like_code(answer) for _, answer in answers)
+    metrics["commonest_answer"] = commonest_answer(answers)
     for name in sorted({group.problem.family for group in groups}):
         own = [one.accuracy for g in groups if g.problem.family == name for one in g.judged]
         metrics[f"reward_accuracy/{name}"] = _mean(own)
