@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Final
 
+from forethought.engines.machine import cores
 from forethought.problems.problem import Problem
 from forethought.training.judging import Judge, Judged
 
 _TOGETHER: Final = 32
 """Samples that a worker gets at once."""
+_MOST_WORKERS: Final = 6
 _LENGTH: Final = struct.Struct("<Q")
 
 
@@ -36,6 +38,11 @@ class _Task:
     number: int
     problem: Problem
     ids: tuple[int, ...]
+
+
+def judging_workers() -> int:
+    """How many processes judge beside a GPU: some of the cores that this one leaves free."""
+    return max(1, min(_MOST_WORKERS, cores()[1] - 2))
 
 
 class JudgePool:
