@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def agree(
     ours: Sequence[Sequence[RolloutSample]], theirs: Sequence[Sequence[RolloutSample]]
 ) -> None:
     assert [len(group) for group in ours] == [len(group) for group in theirs]
-    for left, right in zip(sum(map(list, ours), []), sum(map(list, theirs), []), strict=True):
+    for left, right in zip(chain(*ours), chain(*theirs), strict=True):
         assert left.ids == right.ids
         assert left.truncated == right.truncated
         assert left.logprobs.dtype == torch.float32

@@ -68,6 +68,11 @@ class PagedCache:
         self._pages_N = torch.empty(0, dtype=torch.int64)
         self._slots_N = torch.empty(0, dtype=torch.int64)
 
+    @property
+    def bytes(self) -> int:
+        """Memory of the pool."""
+        return self.pool.nbytes
+
     # -- what the next forward pass fills
 
     def prefill(self, packed: PackedSequences, pages: Sequence[IntArray]) -> None:

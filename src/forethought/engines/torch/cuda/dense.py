@@ -96,6 +96,7 @@ class DenseDecoder:
 
     def _prepared(self, layer: DenseLayer, next_norm: RMSNorm) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
+        assert isinstance(attention, DenseAttention)
         return _Layer(
             attention,
             layer.post_attention_layernorm,

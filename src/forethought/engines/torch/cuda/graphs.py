@@ -9,8 +9,9 @@ weights may change, their places may not.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,18 @@ from forethought.engines.torch.cuda.draw import Mode
 _MODES = 4
 """Ways of drawing whose graphs are kept; the longest unused is forgotten first."""
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without garbage collection: to destroy another graph meanwhile would end the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Steps:
@@ -83,7 +96,7 @@ class Steps:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _no_collection():
             # Other threads may go on using the device (a verifier's, a logger's).
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:

@@ -32,10 +32,13 @@ yet), the two numbers of its noise, whether it goes on, and the tokens after whi
 FIELDS = 7
 PREFILL_TOKENS = 16384
 """Prompt tokens that are computed at once, at most (a longer prompt has a pass of its own)."""
-MOST_STEPS = 4
+MOST_STEPS = 8
 """Steps of the longest chunk."""
 _MANY = 256
 """From so many rows on a step takes long enough that few of them make a chunk."""
+_STEPS_OF_MANY = 2
+_STEPS_WHILE_WAITING = 4
+"""With few rows, as long as samples wait for one: a row that ends is soon given away."""
 _EMPTY: IntArray = np.zeros(0, dtype=np.int64)
 _NO_STATE: IntArray = np.zeros((FIELDS, 0), dtype=np.int64)
 
@@ -224,7 +227,9 @@ class Schedule:
         if not live.any():
             return 0
         useful = int((self._most_R - self._issued_R)[live].max())
-        return min(useful, MOST_STEPS // 2 if live.sum() >= _MANY else MOST_STEPS)
+        if live.sum() >= _MANY:
+            return min(useful, _STEPS_OF_MANY)
+        return min(useful, _STEPS_WHILE_WAITING if self._waiting else MOST_STEPS)
 
     def _fill(self) -> None:
         """Give free rows to samples that wait, as long as there are pages."""

@@ -253,4 +253,5 @@ def tiles(width: int) -> tuple[int, int]:
 
 def _tile(width: int, size: int) -> int:
     """Tokens of a tile: what shared memory holds twice, at most 64."""
-    return max(16, min(64, 65536 // (width * size)))
+    held = 65536 // (width * size)
+    return max(16, min(64, 1 << (held.bit_length() - 1)))
