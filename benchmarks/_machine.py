@@ -54,8 +54,21 @@ def describe() -> str:
     )
 
 
-def save(name: str, result: dict[str, object]) -> None:
+def describe_gpu() -> str:
+    """One line: card, versions, date."""
+    import torch
+    import triton
+
+    return (
+        f"{torch.cuda.get_device_name()}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, triton {triton.__version__}, "
+        f"transformers {version('transformers')}, trl {version('trl')}; "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    )
+
+
+def save(name: str, result: dict[str, object], machine: str | None = None) -> None:
     """Print the JSON line, and keep all that was printed in results/NAME.txt."""
-    print(json.dumps({"benchmark": name, "machine": describe(), **result}))
+    print(json.dumps({"benchmark": name, "machine": machine or describe(), **result}))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.txt").write_text("".join(_tee.parts))

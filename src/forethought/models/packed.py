@@ -19,6 +19,7 @@ from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forethought.models.attention import causal_attention
 
@@ -27,6 +28,8 @@ _ALIKE = 0.6
 
 
 _HALVES = (torch.bfloat16, torch.float16)
+_LONG = 512
+"""From this length on cuDNN's attention is tried for sequences of one length."""
 _FLASH_WIDTH = 256
 """The widest head that the flash kernels take; widths must be multiples of 8."""
 
@@ -183,12 +186,39 @@ class PackedSequences:
         # `squeeze` and not an index: the gradient of an index is written into zeros.
         q, k, v = (_widened(x.squeeze(0).transpose(0, 1), width) for x in (q_1HNK, k_1GNK, v_1GNV))
         longest = max(self.lengths)
+        if self._even and longest >= _LONG and not _no_cudnn:
+            even = self._even_attention(q, k, v, scale)
+            if even is not None:
+                return even[..., :value_width] if width != value_width else even
         out_NHK: torch.Tensor = torch.ops.aten._flash_attention_forward(
             q, k, v, self._bounds, self._bounds, longest, longest, 0.0, True, False, scale=scale
         )[0]
         if width != value_width:
             out_NHK = out_NHK[..., :value_width]
         return out_NHK.transpose(0, 1).unsqueeze(0)
+
+    @property
+    def _even(self) -> bool:
+        return min(self.lengths) == max(self.lengths)
+
+    def _even_attention(
+        self, q_NHK: torch.Tensor, k_NGK: torch.Tensor, v_NGK: torch.Tensor, scale: float
+    ) -> torch.Tensor | None:
+        """Sequences of one length, such as a corpus cut into rows: cuDNN's kernel, which is made
+        for Hopper but plans each shape anew; [1, H, N, K]. None where it does not take them."""
+        shape = (len(self.lengths), self.lengths[0])
+        q, k, v = (x.reshape(*shape, *x.shape[1:]).transpose(1, 2) for x in (q_NHK, k_NGK, v_NGK))
+        try:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                out_SHTK = causal_attention(q, k, v, scale)
+        except RuntimeError:
+            _no_cudnn.append(True)
+            return None
+        return out_SHTK.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+
+_no_cudnn: list[bool] = []
+"""Not empty once cuDNN has refused: torch says so for a whole build or device."""
 
 
 def _widened(x_NHK: torch.Tensor, width: int) -> torch.Tensor:

@@ -1,0 +1,345 @@
+"""Training on one GPU beside its peers: pretraining, and whole GRPO steps.
+
+Pretraining: one optimiser step after another on the same batch of 64 texts of 1,025 random tokens,
+ours against transformers' DeepseekV3ForCausalLM in bfloat16 under torch.compile, with torch's fused
+AdamW. Ours keeps float32 masters, theirs has none.
+
+GRPO: a step is 128 prompts of 48 tokens x 16 samples, drawn, rewarded and trained on. All lengths
+are forced from `data/rollout_lengths.json`, for us by the sampler (an end token when a sample's
+time has come, none before), for TRL by a LogitsProcessor in the call of `generate` that does the
+same to the same places of the batch. Rewards are a parity of the first token on both sides, so
+verdicts cost nothing. TRL draws with transformers' `generate`: its vLLM mode needs vLLM, which is
+not on this machine, and its paged mode was 14 times slower than `generate` when it was tried.
+TRL's passes hold as many samples as fit of those tried; gradient checkpointing is off. The V3
+shape runs in transformers with the grouped experts that it chooses by itself, not with a loop.
+
+Every line is measured in a process of its own, so peaks of memory are its own; the first step of
+each (compilation, graphs, planning) is reported apart.
+
+    python benchmarks/gpu_training.py                # prints tables, ends with one JSON line
+    python benchmarks/gpu_training.py --only pretrain-v3-ours,grpo-v3-ours
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import torch
+
+from _gpu_shapes import PEAK, SHAPES, active_parameters, attention_flops, transformers_config
+
+Figures = dict[str, Any]
+ROWS: Final = 64
+LENGTH: Final = 1024
+MICRO: Final = {"llama-24m": 131_072, "v3": 131_072, "qwen2.5-0.5b": 32_768}
+"""Tokens of our passes."""
+THEIRS: Final = {"llama-24m": 128, "v3": 128, "qwen2.5-0.5b": 16}
+"""Samples of TRL's passes."""
+
+
+def _texts(vocabulary: int) -> list[tuple[int, ...]]:
+    rng = Random(7)
+    return [tuple(rng.choices(range(vocabulary), k=LENGTH + 1)) for _ in range(ROWS)]
+
+
+def _timed(step: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """(seconds of the first call, of the quickest of those after the second)."""
+    seconds = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds[0], min(seconds[2:])
+
+
+def _peak() -> float:
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+
+def pretrain_ours(shape: str) -> Figures:
+    from forethought.models.loading import build
+    from forethought.training.batches import TokenSequence
+    from forethought.training.config import BalanceConfig, OptimizerConfig
+    from forethought.training.optimizer import MasterAdamW
+    from forethought.training.supervised import Supervised
+
+    config = SHAPES[shape]()
+    network = build(config, device="cuda", dtype=torch.bfloat16)
+    optimizer = MasterAdamW(network.named_parameters(), OptimizerConfig(learning_rate=1e-4))
+    trainer = Supervised(
+        network,
+        optimizer,
+        vocabulary=config.vocab_size,
+        micro_batch_tokens=ROWS * LENGTH,
+        balance=BalanceConfig(),
+    )
+    texts = [TokenSequence(ids) for ids in _texts(config.vocab_size)]
+    first, best = _timed(lambda: trainer.step(texts, 1e-4), 5)
+    rate = ROWS * LENGTH / best
+    flops = 6 * active_parameters(network)
+    return {
+        "tokens_per_second": round(rate),
+        "first_step_seconds": round(first, 2),
+        "mfu_parameters": round(rate * flops / PEAK, 4),
+        "mfu_with_attention": round(rate * (flops + attention_flops(config, LENGTH / 2)) / PEAK, 4),
+        "peak_gib": _peak(),
+    }
+
+
+def pretrain_transformers(shape: str) -> Figures:
+    from transformers import AutoModelForCausalLM
+
+    torch.set_float32_matmul_precision("high")
+    config = transformers_config(shape)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().train()
+    compiled = torch.compile(model)
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.tensor(_texts(config.vocab_size), device="cuda")[:, :LENGTH]
+
+    def step() -> None:
+        compiled(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad()
+
+    first, best = _timed(step, 5)
+    return {
+        "tokens_per_second": round(ROWS * LENGTH / best),
+        "first_step_seconds": round(first, 2),
+        "experts": str(getattr(config, "_experts_implementation", None)),
+        "peak_gib": _peak(),
+    }
+
+
+def grpo_ours(shape: str) -> Figures:
+    from _forced import MOST, PROBLEMS, SAMPLES, ParityJudge, Problems, forced_policy
+    from forethought.models.loading import build
+    from forethought.training.config import OptimizerConfig, RLConfig
+    from forethought.training.grpo import GRPO
+    from forethought.training.optimizer import MasterAdamW
+
+    config = SHAPES[shape]()
+    generator = torch.Generator("cuda").manual_seed(1)
+    network = build(config, device="cuda", dtype=torch.bfloat16, generator=generator)
+    rl = RLConfig(
+        steps=100,
+        optimizer=OptimizerConfig(learning_rate=1e-6),
+        micro_batch_tokens=MICRO[shape],
+        problems_per_rollout=PROBLEMS,
+        group_size=SAMPLES,
+        max_tokens=MOST,
+        rows=int(os.environ.get("GRPO_ROWS", "1024")),
+    )
+    optimizer = MasterAdamW(network.named_parameters(), rl.optimizer)
+    policy = forced_policy(network, config.vocab_size)
+    stage = GRPO(policy, optimizer, rl, Problems(), ParityJudge(), 3)  # type: ignore[arg-type]
+    steps = []
+
+    def step() -> None:
+        steps.append(stage.step())
+
+    first, best = _timed(step, 2)
+    last = steps[-1]
+    stage.close()
+    return {
+        "step_seconds": round(best, 3),
+        "first_step_seconds": round(first, 2),
+        "tokens": last.tokens,
+        "tokens_per_second": round(last.tokens / best),
+        "phases": {name: round(seconds, 3) for name, seconds in last.phases.items()},
+        "kl_sampler_trainer": last.metrics["kl_sampler_trainer"],
+        "flipped_experts": last.metrics.get("flipped_experts"),
+        "replayed_micro_batches": last.metrics.get("replayed_micro_batches"),
+        "trained_samples": last.metrics["trained_samples"],
+        "peak_gib": _peak(),
+    }
+
+
+def grpo_trl(shape: str) -> Figures:
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        AutoModelForCausalLM,
+        LogitsProcessor,
+        LogitsProcessorList,
+        PreTrainedTokenizerFast,
+        TrainerCallback,
+    )
+    from trl import GRPOConfig, GRPOTrainer
+
+    from _forced import END, MOST, PROBLEMS, SAMPLES, lengths, prompt_ids, reward_of
+
+    config = transformers_config(shape, eos_token_id=END, pad_token_id=0, bos_token_id=None)
+    words = {f"w{at}": at for at in range(config.vocab_size)}
+    inner = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=f"w{END}", pad_token="w0", unk_token="w0"
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda()
+    ends_R = torch.tensor([one for group in lengths() for one in group], device="cuda")
+
+    class Ends(LogitsProcessor):
+        """An end token when a sample's time has come, and none before."""
+
+        def __init__(self, prompt: int) -> None:
+            self.prompt = prompt
+
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            due_R = ends_R <= ids.shape[1] - self.prompt + 1
+            scores[:, END] = -torch.inf
+            scores = scores.masked_fill(due_R[:, None], -torch.inf)
+            scores[:, END] = scores[:, END].masked_fill(due_R, 0.0)
+            return scores
+
+    generate, spent = model.generate, []
+
+    def forced(**inputs: Any) -> Any:
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        processors = LogitsProcessorList([Ends(inputs["input_ids"].shape[1])])
+        made = generate(**inputs, logits_processor=processors)
+        torch.cuda.synchronize()
+        spent.append(time.perf_counter() - started)
+        return made
+
+    model.generate = forced
+    marks: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return [reward_of(ids) for ids in completion_ids]
+
+    prompts = [
+        " ".join(f"w{token}" for token in prompt_ids(number, config.vocab_size))
+        for number in range(4 * PROBLEMS)
+    ]
+    settings = GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=THEIRS[shape],
+        gradient_accumulation_steps=PROBLEMS * SAMPLES // THEIRS[shape],
+        num_generations=SAMPLES,
+        max_completion_length=MOST,
+        learning_rate=1e-6,
+        max_steps=2,
+        bf16=True,
+        gradient_checkpointing=False,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        optim="adamw_torch_fused",
+    )
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=settings,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+        callbacks=[Clock()],
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = marks[1] - marks[0]
+    tokens = int(ends_R.sum())
+    return {
+        "step_seconds": round(seconds, 3),
+        "first_step_seconds": round(marks[0] - started, 2),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds),
+        "phases": {"sampling": round(spent[1], 3), "rest": round(seconds - spent[1], 3)},
+        "samples_of_a_pass": THEIRS[shape],
+        "peak_gib": _peak(),
+    }
+
+
+PARTS: Final[dict[str, Callable[[], Figures]]] = {
+    "pretrain-v3-ours": partial(pretrain_ours, "v3"),
+    "pretrain-v3-transformers": partial(pretrain_transformers, "v3"),
+    "pretrain-smollm2-135m-ours": partial(pretrain_ours, "smollm2-135m"),
+    **{
+        f"grpo-{shape}-{whose}": partial(function, shape)
+        for shape in ("llama-24m", "v3", "qwen2.5-0.5b")
+        for whose, function in (("ours", grpo_ours), ("trl", grpo_trl))
+    },
+}
+
+
+def _child(name: str, seconds: float) -> Figures:
+    """A part in a process of its own; what it says last, or why it said nothing."""
+    command = [sys.executable, __file__, "--part", name]
+    started = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {seconds:.0f} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"part"')]
+    if not lines:
+        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1][-400:]}
+    figures: Figures = json.loads(lines[-1])["figures"]
+    return {**figures, "whole_process_seconds": round(time.perf_counter() - started, 1)}
+
+
+def _ratio(found: dict[str, Figures], ours: str, theirs: str, key: str) -> float | None:
+    one, other = found.get(ours, {}).get(key), found.get(theirs, {}).get(key)
+    if not one or not other:
+        return None
+    return round(one / other if key == "tokens_per_second" else other / one, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--seconds", type=float, default=240.0, help="limit of each part")
+    arguments = parser.parse_args()
+    if arguments.part:
+        figures = PARTS[arguments.part]()
+        print(json.dumps({"part": arguments.part, "figures": figures}))
+        return
+    if not torch.cuda.is_available():
+        sys.exit("gpu_training needs a CUDA device")
+    sys.path.insert(0, str(Path(__file__).parent))
+    from _machine import describe_gpu, save
+
+    found: dict[str, Figures] = {}
+    for name in arguments.only.split(","):
+        found[name] = _child(name, arguments.seconds)
+        print(f"{name:30} {json.dumps(found[name])}", flush=True)
+    ratios = {
+        "pretrain-v3": _ratio(
+            found, "pretrain-v3-ours", "pretrain-v3-transformers", "tokens_per_second"
+        ),
+        **{
+            f"grpo-{shape}": _ratio(
+                found, f"grpo-{shape}-ours", f"grpo-{shape}-trl", "step_seconds"
+            )
+            for shape in MICRO
+        },
+    }
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name:20} {'-' if ratio is None else f'{ratio:.2f} times the peer'}")
+    save("gpu_training", {"parts": found, "times_the_peer": ratios}, describe_gpu())
+
+
+if __name__ == "__main__":
+    main()
