@@ -6,13 +6,13 @@ B: rows, T: tokens of the cache, V: vocabulary, H: query heads, G: key heads, K:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
+from _gpu_shapes import transformers_config
 from forethought.models.causal_lm import CausalLM
-from forethought.models.dense import DenseLM
 from forethought.models.packed import PackedSequences
 
 
@@ -57,7 +57,7 @@ class StaticCache:
         k_BGSK, v_BGSV = held
         groups = k_BGSK.shape[1]
         # Heads of a group as if they were tokens of a query: no key is repeated.
-        q_BGHK = q_BHTK[:, :, 0].unflatten(1, (groups, -1))
+        q_BGHK = q_BHTK[:, :, 0].reshape(self.rows, groups, -1, q_BHTK.shape[3])
         out = F.scaled_dot_product_attention(q_BGHK, k_BGSK, v_BGSV, self.mask, scale=scale)
         return out.flatten(1, 2)[:, :, None]
 
@@ -143,32 +143,16 @@ class NaiveLoop:
 
 
 class Transformers:
-    """`generate` of transformers: a Llama of the same shape, random weights, the same dtype."""
+    """`generate` of transformers: a network of the same shape, random weights, the same dtype."""
 
-    def __init__(self, network: DenseLM, end_id: int) -> None:
+    def __init__(self, name: str, end_id: int) -> None:
         import transformers
 
-        transformers.logging.set_verbosity_error()
-        config = network.config
-        kv, head = config.num_key_value_heads, config.head_dim  # type: ignore[attr-defined]
+        config = transformers_config(name)
+        config.eos_token_id, config.pad_token_id = end_id, 0
         with torch.device("cuda"):
-            model: Any = transformers.LlamaForCausalLM(
-                transformers.LlamaConfig(
-                    vocab_size=config.vocab_size,
-                    hidden_size=config.hidden_size,
-                    intermediate_size=config.intermediate_size,
-                    num_hidden_layers=config.num_hidden_layers,
-                    num_attention_heads=config.num_attention_heads,
-                    num_key_value_heads=kv,
-                    head_dim=head,
-                    tie_word_embeddings=config.tie_word_embeddings,
-                    max_position_embeddings=config.max_position_embeddings,
-                    bos_token_id=0,
-                    eos_token_id=end_id,
-                    pad_token_id=0,
-                )
-            )
-        self.model = model.to(network.dtype).eval()
+            model: Any = cast(Any, transformers.AutoModelForCausalLM).from_config(config)
+        self.model = model.to(torch.bfloat16).eval()
         self.version = transformers.__version__
         self.end_id = end_id
 

@@ -232,7 +232,7 @@ def shape_of(
     table: Table,
     key: str,
     title: str,
-    network: CausalLM,
+    name: str,
     lengths: list[list[int]],
     *,
     rows: int = 2048,
@@ -242,6 +242,7 @@ def shape_of(
     peer: int | None = None,
 ) -> Groups:
     """One shape: ours, the naive loop, and transformers (``peer``: its most tokens)."""
+    network = network_of(name)
     vocabulary = network.config.vocab_size
     prompts = prompts_of(len(lengths), vocabulary)
     tokens = sum(map(sum, lengths))
@@ -270,8 +271,7 @@ def shape_of(
         table.note("ours is times that", key + "_over_naive", rate / other, ".2f")
         del loop
     if peer is not None:
-        assert isinstance(network, DenseLM)
-        generate = Transformers(network, END)
+        generate = Transformers(name, END)
         short = [min(one, peer) for one in flat]
         seconds, counted = timed(lambda: generate(prompts, SAMPLES, short), 1, warm=0)
         other = table.row(
@@ -299,24 +299,23 @@ def main() -> None:
             table,
             "llama",
             "24M Llama, real spread",
-            network_of("llama-24m"),
+            "llama-24m",
             grouped(lengths),
             runs=runs,
             peer=640 if options.peers else None,
         )
     if "fixed" in shapes:
-        network = network_of("llama-24m")
         tokens = 256
         shape_of(
             table,
             "fixed",
             "24M Llama, 256 tokens each",
-            network,
+            "llama-24m",
             grouped([tokens] * PROMPTS * SAMPLES),
             runs=runs,
             verdicts=False,
         )
-        config = network.config
+        config = SHAPES["llama-24m"]()
         assert isinstance(config, DenseConfig)
         per_token = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         limit = bandwidth / (per_token * (60 + tokens / 2))
@@ -328,7 +327,7 @@ def main() -> None:
             table,
             "v3",
             "V3 shape, latent cache, real spread",
-            network_of("v3"),
+            "v3",
             grouped(lengths),
             runs=runs,
             naive=False,
@@ -338,7 +337,7 @@ def main() -> None:
             table,
             "smollm",
             "SmolLM2-135M's shape, 1024 rows, 256 tokens",
-            network_of("smollm2-135m"),
+            "smollm2-135m",
             grouped([256] * 1024),
             rows=1024,
             runs=runs,
