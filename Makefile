@@ -23,6 +23,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Extra arguments for the installation of torch alone, for example an index of CPU builds.
 TORCH_ARGS ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# Tests at the same time, each on one thread: a second thread of torch's waits for the others.
+WORKERS ?= 2
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
@@ -56,7 +58,8 @@ ask: $(VENV)/.base
 	@$(BIN)/forethought ask --yes -- "$$ASK_QUESTION"
 
 test: $(VENV)/.all
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not alone"
+	@$(BIN)/python -m pytest -q -m "alone and not slow"
 
 test-slow: $(VENV)/.all
 	@$(BIN)/python -m pytest -q -m slow

@@ -148,7 +148,7 @@ def place(tmp_path: Path, _isolated_home: Path, smollm2_path: Path) -> dict[str,
         "FORETHOUGHT_OFFLINE": "1",
         "FORETHOUGHT_THREADS": "1",
         # a small model sometimes repeats itself to the end of the context
-        "FORETHOUGHT_MAX_TOKENS": "160",
+        "FORETHOUGHT_MAX_TOKENS": "96",
     }
 
 

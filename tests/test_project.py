@@ -310,7 +310,11 @@ def test_make_ask_hands_the_question_over_as_it_is(question: str, clone: Path) -
 def test_make_asks_about_tomatoes_and_installs_nothing_twice(clone: Path) -> None:
     wanted = ["forethought", "ask", "--yes", "--", "Are tomatoes fruits?"]
     assert make(clone, "ask") == wanted
-    assert make(clone, "test") == ["python", "-m", "pytest", "-q", "-m", "not slow"]
+    parallel = ["-n", "3", "--dist", "worksteal", "-m", "not slow and not alone"]
+    assert make(clone, "test", "WORKERS=3") == [
+        *("python", "-m", "pytest", "-q", *parallel),
+        *("python", "-m", "pytest", "-q", "-m", "alone and not slow"),
+    ]
 
 
 @needs_make

@@ -226,6 +226,7 @@ def test_threads_race(served: HubServer, tmp_path: Path) -> None:
     assert served.ranges() == [""]
 
 
+@pytest.mark.alone
 def test_unreachable_is_quick(tmp_path: Path) -> None:
     want = Wanted("http://127.0.0.1:9/a/b", "http://127.0.0.1:9", None)
     begin = time.monotonic()

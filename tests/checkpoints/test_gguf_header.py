@@ -263,6 +263,7 @@ def test_fuzz_fields(tmp_path: Path, data: st.DataObject) -> None:
         use_everything(path)
 
 
+@pytest.mark.alone
 def test_real_model(real_model: Path) -> None:
     header = read_header(real_model)
     assert header.architecture == "llama"

@@ -304,6 +304,7 @@ def test_hub_sentences(hub: HubServer, models: Path, monkeypatch: pytest.MonkeyP
         resolve.resolve("smollm2:135m", download=DownloadPolicy("yes"))
 
 
+@pytest.mark.alone
 def test_unreachable_hub_is_quick(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORETHOUGHT_HUB", "http://127.0.0.1:9")
     start = time.monotonic()

@@ -228,6 +228,7 @@ def test_on_a_terminal_the_thought_is_dim(home: Path, smollm2_path: Path) -> Non
     assert "\x1b" not in seen
 
 
+@pytest.mark.alone
 def test_the_display_of_the_real_engine_is_never_far_behind(smollm2) -> None:
     """How many computed tokens wait when the display draws, with the real engine and clock."""
     import io

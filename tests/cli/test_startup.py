@@ -37,6 +37,7 @@ def median_seconds(arguments: list[str], home: Path, enough: float) -> float:
     return best
 
 
+@pytest.mark.alone
 def test_the_version_is_there_at_once(home: Path) -> None:
     assert median_seconds(["--version"], home, 0.150) <= 0.150
 
@@ -48,6 +49,7 @@ def test_the_version_is_there_at_once(home: Path) -> None:
      "models rm", "train", "problems", "problems list", "problems show", "problems verify", "paths",
      "doctor"],
 )  # fmt: skip
+@pytest.mark.alone
 def test_the_help_is_there_at_once(command: str, home: Path) -> None:
     assert median_seconds([*command.split(), "--help"], home, 0.300) <= 0.300
 

@@ -400,6 +400,7 @@ def test_a_hundred_thousand_tokens_cost_at_most_twelve_times_ten_thousand(tags):
 
 @pytest.mark.parametrize("word", ["\n", "<", "</think", "<answer>", "</answer>", "<ans", " <"])
 @pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.alone
 def test_hostile_repetition_is_linear(word, inside):
     def seconds(n):
         reader = ThoughtReader(starts_in_thought=inside)

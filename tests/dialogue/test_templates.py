@@ -173,6 +173,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("source", BOMBS, ids=range(len(BOMBS)))
+@pytest.mark.alone
 def test_bombs_end_in_a_sentence_in_about_two_seconds(source):
     shared_worker().start()
     start = time.perf_counter()

@@ -365,6 +365,7 @@ def test_n_by_parallel_requests() -> None:
         assert 2 <= server.most_open <= 8
 
 
+@pytest.mark.alone
 def test_one_failed_sample_stops_the_others() -> None:
     replies = [error(400, "no"), stream([{"content": "a"}, Hang()])]
     with OpenAIServer(*replies) as server:
@@ -387,6 +388,7 @@ def _until_text(handle: Any) -> Iterator[Event]:
 
 
 @pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.alone
 def test_cancel_hangs_up_and_keeps_what_came(n: int) -> None:
     with OpenAIServer(stream([*fields(["Hm"], ["Ye"]), Hang()])) as server:
         handle = RemoteEngine(server.base_url, "m").submit(Request(PROMPT, n=n))
@@ -404,6 +406,7 @@ def test_cancel_hangs_up_and_keeps_what_came(n: int) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before headers", "after headers"])
+@pytest.mark.alone
 def test_cancel_while_the_server_is_silent(before: bool) -> None:
     reply = Reply([], before=Hang()) if before else Reply([Hang()])
     with OpenAIServer(reply) as server:
@@ -422,6 +425,7 @@ def test_cancel_while_the_server_is_silent(before: bool) -> None:
         assert len(server.chats) == 8
 
 
+@pytest.mark.alone
 def test_cancel_during_a_back_off_does_not_wait_for_it() -> None:
     with OpenAIServer(error(429, "slow down", Retry_After="30")) as server:
         handle = RemoteEngine(server.base_url, "m").submit(Request(PROMPT))
@@ -434,6 +438,7 @@ def test_cancel_during_a_back_off_does_not_wait_for_it() -> None:
         assert handle.wait()[0].stop_reason == "cancelled"
 
 
+@pytest.mark.alone
 def test_cancel_while_connecting_to_nowhere() -> None:
     # 192.0.2.0/24 is reserved for documentation (RFC 5737): nobody answers there.
     engine = RemoteEngine("http://192.0.2.1:9", "m", connect_timeout=5, backoff=5)

@@ -306,6 +306,7 @@ def test_proxies_in_the_environment_do_not_get_loopback(monkeypatch: pytest.Monk
         assert engine.submit(Request(PROMPT)).wait()[0].answer == "d"
 
 
+@pytest.mark.alone
 def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams and cancels over TLS, and rejects a certificate nobody trusts."""
     import shutil

@@ -30,7 +30,7 @@ import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
 params.n_ctx, params.n_parallel = 4096, 4
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 params.fit_params = False
 params.port = 0
 params.api_keys = [sys.argv[2]]
@@ -154,6 +154,7 @@ def test_a_stop_string(plain: str) -> None:
     assert sample.stop_reason == "stop_string"
 
 
+@pytest.mark.alone
 def test_cancel_frees_the_server(plain: str) -> None:
     engine = RemoteEngine(plain, api_key=KEY)
     handle = engine.submit(question("Write a long story.", budget=Budget(max_tokens=2000)))

@@ -97,6 +97,7 @@ def test_byte_by_byte(data: bytes) -> None:
     assert parse(*(data[i : i + 1] for i in range(len(data)))) == reference(data)
 
 
+@pytest.mark.alone
 def test_one_long_line_in_small_chunks_is_linear() -> None:
     def seconds(size: int) -> float:
         parser = SSEParser()

@@ -227,7 +227,7 @@ ALL_KERNELS = [
 ]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.alone)])
 @pytest.mark.parametrize(("make", "shapes"), ALL_KERNELS)
 def test_a_rows_bits_depend_on_the_bucket_alone(
     make: Callable[[torch.Tensor, torch.Tensor | None], Kernel],

@@ -233,6 +233,7 @@ def test_leaving_a_handle_cancels_it(engine: TorchEngine) -> None:
     assert engine.steps - before <= 1
 
 
+@pytest.mark.alone
 def test_a_queued_request_is_cancelled_at_once() -> None:
     engine = lively(rows=1)
     try:

@@ -9,6 +9,7 @@ from reference import random_ids
 
 from forethought.models import fused, packed, rope
 from forethought.models.deepseek_v3.experts import grouped_experts, loop_experts
+from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
 from forethought.models.packed import PackedSequences
 from forethought.training.logprobs import summed_surprise, token_logprobs
 from tiny_training import tiny_dense, tiny_v3
@@ -202,7 +203,8 @@ def test_surprise_is_the_sum_of_logprobs():
 @pytest.mark.parametrize("kind", ["dense", "v3"])
 @pytest.mark.parametrize("lengths", [[700, 1, 33, 520, 64], [600] * 4, [9]])
 def test_a_packed_row_on_cuda_is_that_of_the_padded_path(kind, lengths, monkeypatch):
-    """Gradients of the flash path and its kernels against the padded path of float32."""
+    """Gradients are no further from those of float32 than torch's own kernels on the padded path
+    are: roundings to bfloat16 alone make 2 to 12% of the norm at a width of 16."""
     make = tiny_dense if kind == "dense" else tiny_v3
     network, reference = (make(320).to("cuda", dtype) for dtype in (HALF, torch.float32))
     with torch.no_grad():
@@ -210,27 +212,26 @@ def test_a_packed_row_on_cuda_is_that_of_the_padded_path(kind, lengths, monkeypa
             reference.get_parameter(name).copy_(parameter)
     ids = random_ids(320, 1, sum(lengths), 3).cuda()
     row = PackedSequences(lengths, "cuda")
-    targets = ids[0].roll(-1)
+    with RoutingRecorder(reference) as recorder:
+        reference.hidden(ids, row.positions_1N, row)
+    chosen = [routing.indices_NK for routing in recorder.routings] if recorder.layers else []
 
     def gradient(one):
-        from forethought.models.deepseek_v3.routing import RoutingRecorder
-
-        with RoutingRecorder(one) as recorder:
-            hidden = one.hidden(ids, row.positions_1N, row)
-        if recorder.layers:
-            for gate, routing in zip(recorder._gates, recorder.routings, strict=True):
-                gate.replay_NK = routing.indices_NK
-                other = {id(network): reference, id(reference): network}[id(one)]
-                other.get_submodule(name_of(one, gate)).replay_NK = routing.indices_NK
-        summed_surprise(hidden[0], one.head_weight, targets).backward()
-        return torch.cat([p.grad.flatten().float() for p in one.parameters() if p.grad is not None])
+        one.zero_grad(set_to_none=True)
+        for gate, indices_NK in zip(gates(one), chosen, strict=True):
+            gate.replay_NK = indices_NK
+        hidden_1ND = one.hidden(ids, row.positions_1N, row)
+        summed_surprise(hidden_1ND[0], one.head_weight, ids[0].roll(-1)).backward()
+        return torch.cat([p.grad.flatten().float() for p in one.parameters()])
 
     expected = gradient(reference)
-    assert error(gradient(network), expected) < 0.03
+    fast = error(gradient(network), expected)
     monkeypatch.setattr(packed, "_no_cudnn", [True])
-    network.zero_grad(set_to_none=True)
-    assert error(gradient(network), expected) < 0.03
-
-
-def name_of(network, module):
-    return next(name for name, part in network.named_modules() if part is module)
+    without_cudnn = error(gradient(network), expected)
+    monkeypatch.setattr(packed, "_HALVES", ())
+    allowed = fused.allow(False)
+    try:
+        plain = error(gradient(network), expected)
+    finally:
+        fused.allow(allowed)
+    assert max(fast, without_cudnn) < 1.5 * plain + 0.01
