@@ -173,5 +173,14 @@ def test_logits_that_are_no_numbers_are_refused():
         fast(network, 4).sample(PROMPTS, SAMPLES, SEEDS, PLAIN, MAX_TOKENS)
 
 
+def test_calls_inside_inference_mode_leave_the_network_trainable():
+    network = made("dense")
+    ours = fast(network, 8)
+    with torch.inference_mode():
+        first = ours.sample(PROMPTS, 2, SEEDS, PLAIN, 10)
+    agree(ours.sample(PROMPTS, 2, SEEDS, PLAIN, 10), first)
+    network(torch.tensor([PROMPTS[0]])).sum().backward()
+
+
 def test_nothing_asked_is_nothing_sampled():
     assert fast(made("dense")).sample([], 4, [], PLAIN, 5) == []

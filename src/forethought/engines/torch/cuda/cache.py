@@ -9,13 +9,11 @@ A decode step reads lengths and pages from tensors, so one captured graph serves
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from forethought.checkpoints.network_config import DenseConfig
 from forethought.engines.torch.cuda.attention import paged_attention
-from forethought.engines.torch.cuda.pages import NOBODYS, PAGE, IntArray
+from forethought.engines.torch.cuda.pages import NOBODYS, PAGE
 from forethought.engines.torch.cuda.schedule import ALIVE, FIELDS, LENGTH
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3 import DeepseekV3
@@ -75,14 +73,11 @@ class PagedCache:
 
     # -- what the next forward pass fills
 
-    def prefill(self, packed: PackedSequences, pages: Sequence[IntArray]) -> None:
-        """The next pass computes whole sequences, [1, N], each into its pages."""
-        rows = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(own) for own in pages], True)
-        table_SW = rows.to(self.device, non_blocking=True)
-        positions_N = packed.positions_1N[0]
-        self._pages_N = table_SW[packed.sequence_N, positions_N // PAGE]
-        self._slots_N = positions_N % PAGE
-        self._packed = packed
+    def prefill(
+        self, packed: PackedSequences, pages_N: torch.Tensor, slots_N: torch.Tensor
+    ) -> None:
+        """The next pass computes whole sequences, [1, N]: each token into a place of a page."""
+        self._pages_N, self._slots_N, self._packed = pages_N, slots_N, packed
 
     def decode(self, batch: int) -> None:
         """The next pass computes one token of each of the first rows; rows that are not alive

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from forethought.engines.torch.cuda.cache import PagedCache
 from forethought.engines.torch.cuda.dense import DenseDecoder, fusable
 from forethought.engines.torch.cuda.draw import DrawLog, Mode, take_step
 from forethought.engines.torch.cuda.graphs import Steps
-from forethought.engines.torch.cuda.pages import IntArray
+from forethought.engines.torch.cuda.pages import PAGE, IntArray
 from forethought.engines.torch.cuda.schedule import LENGTH, MOST_STEPS, NEXT, Orders, Prefill
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
@@ -179,9 +180,15 @@ class Decoder:
     ) -> PromptExperts | None:
         parts = [prompts[prompt][:-1] for prompt in prefill.prompts]
         packed = PackedSequences([len(part) for part in parts], self.device)
-        ids = np.array([token for part in parts for token in part], dtype=np.int64)
-        cache.prefill(packed, prefill.pages)
-        self.network.hidden(self._sent(ids)[None], packed.positions_1N, cache)
+        places = [np.arange(len(part)) for part in parts]
+        pages = [own[at // PAGE] for own, at in zip(prefill.pages, places, strict=True)]
+        positions_N = np.concatenate(places)
+        tokens_N = np.fromiter(chain(*parts), np.int64, len(positions_N))
+        sent_4N = self._sent(
+            np.stack((tokens_N, positions_N, np.concatenate(pages), positions_N % PAGE))
+        )
+        cache.prefill(packed, sent_4N[2], sent_4N[3])
+        self.network.hidden(sent_4N[0:1], sent_4N[1:2], cache)
         if self.recorder is None:
             return None
         chosen_MNK = self.recorder.indices_MNK().to(torch.int16)

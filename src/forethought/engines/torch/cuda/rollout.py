@@ -32,8 +32,9 @@ from forethought.models.deepseek_v3.routing import RoutingRecorder
 
 OnFinished = Callable[[int, int, RolloutSample], None]
 """Called with the number of the prompt, the sample's index, and the sample."""
-_SHARE = 0.8
-"""Share of the free memory that pages may take."""
+_SHARE = 0.5
+"""Share of the free memory that pages may take: the training step wants some too, and with fewer
+pages than rows fill at most, samples begin anew at worst."""
 _GIB = 1 << 30
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,6 @@ class CudaRollout:
         self._recorder = recorder if recorder is not None and recorder.layers else None
         self.decoder = Decoder(network, rows, is_end_V, self._recorder, capture=graphs)
 
-    @torch.no_grad()
     def sample(
         self,
         prompts: Sequence[Sequence[int]],
@@ -107,8 +107,14 @@ class CudaRollout:
         limits = lengths if lengths is not None else [[max_tokens] * n for _ in prompts]
         mode = Mode(sampling, lengths is not None)
         try:
-            self._make_room(prompts, n, longest)
-            with self._recorder if self._recorder is not None else nullcontext():
+            # Not in the caller's inference mode: what outlives this call could not be used in
+            # others, and parameters that were moved in it could not be trained.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                self._recorder if self._recorder is not None else nullcontext(),
+            ):
+                self._make_room(prompts, n, longest)
                 return _Run(self, prompts, seeds, limits, mode, on_finished).finished()
         except torch.OutOfMemoryError as error:
             self.decoder.let_go()
