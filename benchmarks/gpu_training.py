@@ -10,10 +10,13 @@ time has come, none before), for TRL by a LogitsProcessor in the call of `genera
 same to the same places of the batch. Rewards are a parity of the first token on both sides, so
 verdicts cost nothing. TRL draws with transformers' `generate`: its vLLM mode needs vLLM, which is
 not on this machine, and its paged mode was 14 times slower than `generate` when it was tried.
-TRL's passes hold as many samples as fit of those tried; gradient checkpointing is off. The V3
-shape runs in transformers with the grouped experts that it chooses by itself, not with a loop.
+TRL's passes hold the samples that `THEIRS` says; no other size was tried, so TRL is not tuned.
+Gradient checkpointing is off for it. The V3 shape runs in transformers with the grouped experts
+that it chooses by itself, not with a loop over experts. Our step is the quicker of two after two
+that warm up, TRL's the one after its first.
 
-Every line is measured in a process of its own, so peaks of memory are its own; the first step of
+Peers and we are measured one after the other; each part says on which card and when. Every part
+is measured in a process of its own, so peaks of memory are its own; the first step of
 each (compilation, graphs, planning) is reported apart.
 
     python benchmarks/gpu_training.py                # prints tables, ends with one JSON line
@@ -24,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -46,6 +48,8 @@ MICRO: Final = {"llama-24m": 131_072, "v3": 131_072, "qwen2.5-0.5b": 32_768}
 """Tokens of our passes."""
 THEIRS: Final = {"llama-24m": 128, "v3": 128, "qwen2.5-0.5b": 16}
 """Samples of TRL's passes."""
+THEIR_STEPS: Final = {"llama-24m": 2, "v3": 2, "qwen2.5-0.5b": 1}
+"""The last one counts. The largest shape has but one, with a second or two of start-up in it."""
 
 
 def _texts(vocabulary: int) -> list[tuple[int, ...]]:
@@ -141,7 +145,7 @@ def grpo_ours(shape: str) -> Figures:
         problems_per_rollout=PROBLEMS,
         group_size=SAMPLES,
         max_tokens=MOST,
-        rows=int(os.environ.get("GRPO_ROWS", "1024")),
+        rows=PROBLEMS * SAMPLES,
     )
     optimizer = MasterAdamW(network.named_parameters(), rl.optimizer)
     policy = forced_policy(network, config.vocab_size)
@@ -239,7 +243,7 @@ def grpo_trl(shape: str) -> Figures:
         num_generations=SAMPLES,
         max_completion_length=MOST,
         learning_rate=1e-6,
-        max_steps=2,
+        max_steps=THEIR_STEPS[shape],
         bf16=True,
         gradient_checkpointing=False,
         report_to=[],
@@ -256,16 +260,18 @@ def grpo_trl(shape: str) -> Figures:
         processing_class=tokenizer,
         callbacks=[Clock()],
     )
+    torch.cuda.synchronize()
     started = time.perf_counter()
     trainer.train()
-    seconds = marks[1] - marks[0]
+    seconds = marks[-1] - ([started, *marks][-2])
     tokens = int(ends_R.sum())
     return {
         "step_seconds": round(seconds, 3),
         "first_step_seconds": round(marks[0] - started, 2),
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds),
-        "phases": {"sampling": round(spent[1], 3), "rest": round(seconds - spent[1], 3)},
+        "phases": {"sampling": round(spent[-1], 3), "rest": round(seconds - spent[-1], 3)},
+        "steps": len(marks),
         "samples_of_a_pass": THEIRS[shape],
         "peak_gib": _peak(),
     }
@@ -305,25 +311,45 @@ def _ratio(found: dict[str, Figures], ours: str, theirs: str, key: str) -> float
     return round(one / other if key == "tokens_per_second" else other / one, 2)
 
 
+def _print_table(found: dict[str, Figures]) -> None:
+    keys = ("step_seconds", "tokens_per_second", "mfu_parameters", "mfu_with_attention", "peak_gib")
+    print(f"{'part':30}" + "".join(f"{key:>20}" for key in (*keys, "first_step_seconds")))
+    for name in (name for name in PARTS if name in found):
+        figures = found[name]
+        if "failed" in figures:
+            print(f"{name:30}    {figures['failed']}")
+            continue
+        cells = (figures.get(key, "-") for key in (*keys, "first_step_seconds"))
+        print(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=240.0, help="limit of each part")
+    parser.add_argument("--parts-file", type=Path, help="what earlier calls found: read, added to")
     arguments = parser.parse_args()
     if arguments.part:
         figures = PARTS[arguments.part]()
         print(json.dumps({"part": arguments.part, "figures": figures}))
         return
-    if not torch.cuda.is_available():
+    names = [name for name in arguments.only.split(",") if name]
+    if names and not torch.cuda.is_available():
         sys.exit("gpu_training needs a CUDA device")
-    sys.path.insert(0, str(Path(__file__).parent))
     from _machine import describe_gpu, save
 
     found: dict[str, Figures] = {}
-    for name in arguments.only.split(","):
-        found[name] = _child(name, arguments.seconds)
-        print(f"{name:30} {json.dumps(found[name])}", flush=True)
+    kept: Path | None = arguments.parts_file
+    if kept is not None and kept.exists():
+        found = json.loads(kept.read_text())
+    for name in names:
+        found[name] = {**_child(name, arguments.seconds), "machine": describe_gpu()}
+        if kept is not None:
+            kept.write_text(json.dumps(found))
+    if not names:
+        print("Parts that earlier calls measured, printed together; nothing was measured now.")
+    _print_table(found)
     ratios = {
         "pretrain-v3": _ratio(
             found, "pretrain-v3-ours", "pretrain-v3-transformers", "tokens_per_second"
@@ -338,7 +364,8 @@ def main() -> None:
     print()
     for name, ratio in ratios.items():
         print(f"{name:20} {'-' if ratio is None else f'{ratio:.2f} times the peer'}")
-    save("gpu_training", {"parts": found, "times_the_peer": ratios}, describe_gpu())
+    machines = sorted({str(figures["machine"]) for figures in found.values()})
+    save("gpu_training", {"parts": found, "times_the_peer": ratios}, " | ".join(machines))
 
 
 if __name__ == "__main__":

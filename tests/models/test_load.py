@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from forethought.models.loading import (
     skeleton,
     stored_bytes,
     usable_device,
+    usable_dtype,
 )
 
 TINY: dict[str, Any] = {
@@ -354,3 +356,16 @@ def test_every_tensor_of_a_checkpoint_has_one_place(
     assert sorted(names) == sorted(reference.state_dict())
     for name, tensor in network.checkpoint_tensors():
         assert torch.equal(tensor, reference.state_dict()[name])
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    with pytest.warns(UserWarning, match="An old card does not compute in bfloat16: float32"):
+        assert usable_dtype(torch.bfloat16, gpu) == torch.float32
+    assert usable_dtype(torch.float32, gpu) == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert usable_dtype(torch.bfloat16, gpu) == torch.bfloat16
+    assert usable_dtype(torch.bfloat16, torch.device("cpu")) == torch.bfloat16

@@ -7,6 +7,7 @@ trained must not write to a mapped file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,6 +200,21 @@ def usable_device(device: torch.device | str) -> torch.device:
     elif wanted.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {wanted}: torch finds no Apple GPU here; use cpu")
     return wanted
+
+
+def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """`dtype`, or float32 and one line of warning for bfloat16 on a GPU that would emulate it."""
+    if dtype != torch.bfloat16 or device.type != "cuda":
+        return dtype
+    with torch.cuda.device(device):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return dtype
+    warnings.warn(
+        f"{torch.cuda.get_device_name(device)} does not compute in bfloat16: float32 is used "
+        "instead, which takes twice the memory",
+        stacklevel=2,
+    )
+    return torch.float32
 
 
 def _network(config: NetworkConfig, mtp: bool) -> CausalLM:
