@@ -41,11 +41,23 @@ def check_contract(family: Family, per_level: int = 150) -> None:
             )
             wrong = family.wrong_answer(one, Random(seed))
             assert not family.verify(one, wrong).correct, (one, wrong)
+            guess = family.guess(one, Random(seed))
+            assert guess == family.guess(one, Random(seed))
+            # A whole number that may be right, or else something wrong.
+            assert _is_whole(guess) if _is_whole(one.answer) else guess == wrong, (one, guess)
         for style in family.styles:
             _check_worked(family, problem, style)
     for level in range(1, family.levels + 1):
         texts = {family.problem(level, seed).text for seed in range(100)}
         assert len(texts) > 60, level
+
+
+def _is_whole(answer: str) -> bool:
+    try:
+        int(answer)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_worked(family: Family, problem: Problem, style: str) -> None:

@@ -72,6 +72,14 @@ def test_sizes_are_those_of_the_network(tiny: DryRun, tmp_path: Path) -> None:
     assert tiny.gguf["f32"] > tiny.gguf["f16"] > tiny.gguf["q8_0"] > tiny.gguf["q4_0"]
 
 
+def test_lanes_each_have_gradients_and_passes_of_their_own(tiny: DryRun, tmp_path: Path) -> None:
+    two = facts(tmp_path, GOOD.replace("threads = 1\n", "threads = 1\nlanes = 2\n", 1))
+    assert two.memory.gradients == 2 * tiny.memory.gradients
+    assert tiny.memory.activations < two.memory.activations <= 2 * tiny.memory.activations
+    assert two.memory.weights == tiny.memory.weights
+    assert all(stage.seconds is not None and stage.seconds > 0 for stage in two.stages)
+
+
 def test_tokens_and_times_of_each_stage(tiny: DryRun) -> None:
     pretrain, rl = tiny.stages
     assert (pretrain.trained, pretrain.sampled) == (512, 0)

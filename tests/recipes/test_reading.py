@@ -197,6 +197,8 @@ BAD = [
     ('kind = "rl"', 'kind = "rll"', 'stages[2]: kind is "rll"; did you mean rl?'),
     ("threads = 1", 'prompt = "chta"', "prompt is \"chta\"; it must be 'chat' or 'r1-zero'."),
     ("threads = 1", 'device = "gpu"', 'device is "gpu"; it must be cpu, cuda or cuda:N.'),
+    ("threads = 1", 'lanes = 2\ndevice = "cuda"',
+     "lanes = 2 are for the CPU, and device is 'cuda': set lanes to 1, or device to \"cpu\"."),
     ("[model]", '[model]\nmodel_type = "lama"', "model.model_type is 'lama'; did you mean llama?"),
     ("[model]", '[model]\nrope_scaling = {rope_type = "llama3"}',
      "model.rope_scaling.rope_type is 'llama3'; a deepseek_v3 knows yarn."),

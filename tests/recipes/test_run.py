@@ -102,6 +102,21 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same_run(
     assert outcome(out) == outcome(whole)
 
 
+def test_lanes_of_a_resumed_run_are_those_of_the_undisturbed_one(tmp_path: Path) -> None:
+    text = RECIPE.replace("threads = 1\n", "threads = 1\nlanes = 2\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "a" / "run"
+    train(write_recipe(tmp_path / "a", text), other)
+    recipe, out = write_recipe(tmp_path / "b", text), tmp_path / "b" / "run"
+    for number, steps in enumerate((3, 8)):
+        assert not train(recipe, out, resume=number > 0, monitor=StopAt(steps)).finished
+    with pytest.raises(UserError, match="lanes"):
+        train(write_recipe(tmp_path / "b"), out, resume=True)
+    assert train(recipe, out, resume=True).finished
+    assert outcome(out) == outcome(other)
+
+
 def test_another_recipe_seed_or_thread_count_is_not_resumed(tmp_path: Path) -> None:
     recipe, out = write_recipe(tmp_path), tmp_path / "run"
     train(recipe, out, monitor=StopAt(2))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forethought.training.batches import PackedBatch, TokenSequence, micro_batches
+from forethought.training.batches import PackedBatch, TokenSequence, lane_batches, micro_batches
 
 SEQUENCES = [
     TokenSequence((10, 11, 12, 13)),
@@ -94,3 +94,24 @@ def test_every_sequence_is_in_one_pass_and_only_a_long_one_goes_beyond_the_budge
         assert len(part) == 1 or sum(lengths[at] for at in part) <= budget
     longest_first = [lengths[at] for part in parts for at in part]
     assert longest_first == sorted(lengths, reverse=True)
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=40),
+    st.integers(1, 100),
+    st.integers(1, 5),
+)
+def test_passes_of_lanes_hold_each_sequence_once_within_the_budget(lengths, budget, lanes):
+    batches = lane_batches(lengths, budget, lanes)
+    assert sorted(at for batch in batches for at in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(lengths[at] for at in batch) <= budget
+
+
+def test_every_lane_gets_about_the_same():
+    lengths = [9, 3, 5, 8, 2, 7, 4, 6, 1, 5]
+    batches = lane_batches(lengths, 1000, 2)
+    assert [sum(lengths[at] for at in batch) for batch in batches] == [25, 25]
+    assert len(lane_batches(lengths, 17, 2)) % 2 == 0
+    assert lane_batches(lengths, 17, 1) == micro_batches(lengths, 17)
+    assert lane_batches([5], 1000, 4) == [[0]]

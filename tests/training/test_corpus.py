@@ -12,7 +12,7 @@ import pytest
 from forethought.problems.registry import BUNDLED, families
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import CorpusConfig, RewardConfig
-from forethought.training.corpus import Corpus, CorpusSpec, Document, documents
+from forethought.training.corpus import Corpus, CorpusSpec, Document, documents, encoded_documents
 from forethought.training.judging import Judge
 from forethought.training.prompting import Prompter
 from tiny_training import tiny_tokenizer
@@ -70,6 +70,16 @@ def test_workers_make_the_same_documents_in_the_same_order():
         assert list(islice(own, 700)) == list(islice(theirs, 700))
 
 
+@pytest.mark.slow
+def test_workers_tokenise_as_this_process_does():
+    prompter = Prompter(TOKENIZER, "chat")
+    with documents(spec(), 300) as found:
+        expected = [document.ids(TOKENIZER, prompter) for document in islice(found, 300)]
+    for workers in (0, 2):
+        with encoded_documents(spec(), 300, TOKENIZER, prompter, workers=workers) as found:
+            assert list(islice(found, 300)) == expected
+
+
 def test_documents_begin_at_any_number():
     with documents(spec(), 4000) as found:
         assert list(islice(found, 20)) == bundled()[4000:4020]
@@ -116,6 +126,18 @@ def test_shares_are_those_of_the_config():
     assert 1 - len(worked) / count == pytest.approx(0.2, abs=bound)
     assert share(worked, lambda one: "CHECK" in one.text) == pytest.approx(0.4, abs=bound)
     assert all("right" in one.text and one.ended for one in found)
+
+
+def test_the_hasty_think_nothing_and_guess():
+    found = marked(3000, think=0.5, hasty=0.6, terse=0.0, wrong=0.0, given_up=0.0, unfinished=0.0)
+    formed = [one for one in found if one.question is not None]
+    # Every step of this family's is numbered.
+    hasty = [one for one in formed if "0." not in one.text]
+    assert share(found, lambda one: one.question is not None) == pytest.approx(0.5, abs=0.03)
+    assert len(hasty) / len(formed) == pytest.approx(0.6, abs=0.03)
+    # This family's answers are no numbers: a guess is a wrong answer.
+    assert all("wrong" in one.text for one in hasty)
+    assert all("right" in one.text for one in found if one not in hasty)
 
 
 @pytest.mark.parametrize("slip", [0.0, 0.5, 1.0])

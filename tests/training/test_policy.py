@@ -147,7 +147,7 @@ def test_another_network_scores_under_the_same_distribution():
     one, other = policy("v3"), policy("v3", seed=1)
     pairs = sampled(one)
     expected = scored(other, pairs, 0.7).logprobs_L
-    got = scored(one, pairs, 0.7, network=other.network).logprobs_L
+    got = one.score_with(other.network, batch_of(one, pairs), 0.7).logprobs_L
     assert torch.equal(got, expected)
     assert not torch.equal(got, scored(one, pairs, 0.7).logprobs_L)
 

@@ -168,7 +168,7 @@ def test_loads_are_counted_anew_after_each_update():
     assert balance.imbalance is None
     busy = torch.zeros(2, 6, 2, dtype=torch.int64)
     busy[..., 1] = 1
-    balance.add(busy)
+    balance.count(busy.unbind())
     assert balance.imbalance == pytest.approx(4.0)
     balance.update(0.0)
     assert balance.imbalance is None

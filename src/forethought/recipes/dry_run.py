@@ -218,11 +218,11 @@ def _memory(recipe: Recipe, config: NetworkConfig, value_bytes: int) -> Memory:
     # Two float32 moments a parameter, and a float32 master where the weights are bfloat16, for
     # which the gradients add up in float32 too.
     kept = 8 if recipe.dtype == "float32" else 12
-    tokens = max(_micro_batch(stage) for stage in recipe.stages)
+    tokens = recipe.lanes * max(_micro_batch(stage, recipe.lanes) for stage in recipe.stages)
     held = min(tokens * config.vocab_size, _HEAD_NUMBERS)
     return Memory(
         weights=numbers * value_bytes,
-        gradients=numbers * 4,
+        gradients=numbers * 4 * recipe.lanes,
         optimizer=numbers * kept,
         reference=numbers * value_bytes if any(map(_has_reference, recipe.stages)) else 0,
         activations=tokens * activation_values(config) * value_bytes + 2 * held * 4,
@@ -238,9 +238,9 @@ def _with_mtp(config: NetworkConfig) -> bool:
     return isinstance(config, DeepseekConfig) and config.num_nextn_predict_layers == 1
 
 
-def _micro_batch(stage: Stage) -> int:
-    """Tokens of the largest micro-batch: a step may hold fewer, and one text may be longer."""
-    trained = _stage_facts(0, stage).trained
+def _micro_batch(stage: Stage, lanes: int) -> int:
+    """Tokens of the largest micro-batch: a step's share may be fewer, one text may be longer."""
+    trained = -(-_stage_facts(0, stage).trained // lanes)
     return max(min(stage.micro_batch_tokens, trained), text_tokens(stage))
 
 
@@ -310,12 +310,14 @@ def _timed(
     before = torch.get_num_threads()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    elif recipe.lanes > 1:
+        torch.set_num_threads(max(1, before // recipe.lanes))
     try:
         dtype = DTYPES[recipe.dtype]
         network = build(config, device=recipe.device, dtype=dtype, mtp=_with_mtp(config))
         found = []
         for facts, stage in zip(stages, recipe.stages, strict=True):
-            measured = measure(network, stage)
+            measured = measure(network, stage, recipe.lanes)
             if _has_reference(stage):
                 # The reference computes every token too, forward only: a third of the work.
                 measured = replace(measured, train=measured.train * 4 / 3)

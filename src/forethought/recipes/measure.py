@@ -14,8 +14,9 @@ from forethought.engines.torch.rollout import Rollout
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.network import DeepseekV3
 from forethought.recipes.recipe import Stage
-from forethought.training.batches import PackedBatch, TokenSequence, micro_batches
+from forethought.training.batches import PackedBatch, TokenSequence, lane_batches
 from forethought.training.config import PretrainConfig, RLConfig, SFTConfig
+from forethought.training.lanes import Lanes
 from forethought.training.logprobs import token_logprobs
 
 PROMPT_TOKENS: Final = 48
@@ -56,13 +57,14 @@ def side_by_side(stage: Stage) -> int:
     return ROWS
 
 
-def measure(network: CausalLM, stage: Stage) -> Seconds:
+def measure(network: CausalLM, stage: Stage, lanes: int = 1) -> Seconds:
     """Seconds of a token of ``stage``, from a few seconds of work on ``network``.
 
+    With several ``lanes`` that many micro-batches are trained side by side; one lane samples.
     Texts are random ids of half the longest length: what they say does not change the time. The
     gradients of ``network`` are dropped. Raises ModelError where memory does not suffice.
     """
-    train = _train(network, stage)
+    train = _train(network, stage, lanes)
     network.zero_grad(set_to_none=True)
     return Seconds(train, _sample(network, side_by_side(stage)))
 
@@ -73,18 +75,23 @@ def _ids(network: CausalLM, count: int, length: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in torch.randint(size, (count, length), generator=drawn).tolist()]
 
 
-def _train(network: CausalLM, stage: Stage) -> float:
+def _train(network: CausalLM, stage: Stage, count: int) -> float:
     length = max(3, text_tokens(stage) // 2)
     room = min(stage.micro_batch_tokens, _MOST_TOKENS)
-    texts = [TokenSequence(ids) for ids in _ids(network, max(1, room // length), length)]
-    first = micro_batches([text.inputs for text in texts], room)[0]
-    batch = PackedBatch([texts[at] for at in first], network.device)
+    texts = [TokenSequence(ids) for ids in _ids(network, max(count, room // length), length)]
+    lanes = Lanes(network, count)
+    parts = lane_batches([text.inputs for text in texts], room, count)[:count]
+    batches = [PackedBatch([texts[at] for at in part], network.device) for part in parts]
 
-    def once() -> None:
-        loss = _loss(network, batch, mtp=isinstance(stage, PretrainConfig))
+    def backward(lane: int, batch: PackedBatch) -> None:
+        loss = _loss(lanes.networks[lane], batch, mtp=isinstance(stage, PretrainConfig))
         loss.backward()  # type: ignore[no-untyped-call]
 
-    return _quickest(once, network.device) / batch.tokens
+    def once() -> None:
+        lanes.run(backward, batches)
+        lanes.gather_gradients()
+
+    return _quickest(once, network.device) / sum(batch.tokens for batch in batches)
 
 
 def _loss(network: CausalLM, batch: PackedBatch, *, mtp: bool) -> torch.Tensor:

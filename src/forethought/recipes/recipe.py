@@ -69,7 +69,10 @@ class Recipe(Frozen):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     seed: Annotated[int, Field(ge=0, le=2**32 - 2)] = 0
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads, part of a run's identity; None: the cores of the machine."""
+    """CPU threads of a lane, part of a run's identity; None: the machine's cores over the lanes."""
+    lanes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Micro-batches that are computed side by side on the CPU, from one set of weights; for a
+    network whose operations are too short to be shared among threads."""
     sampling_threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads while sampling: a very small network samples fastest on one; None: all."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d{1,4})?)$")] = "cpu"
@@ -102,6 +105,15 @@ class Recipe(Frozen):
             raise ValueError(
                 f"stages[1] ({self.stages[0].kind}) would train random weights: begin with a "
                 "pretrain stage, or with the weights of a base"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lanes(self) -> Self:
+        if self.lanes > 1 and self.device != "cpu":
+            raise ValueError(
+                f"lanes = {self.lanes} are for the CPU, and device is {self.device!r}: set lanes "
+                'to 1, or device to "cpu"'
             )
         return self
 

@@ -10,7 +10,7 @@ import torch
 
 from forethought.checkpoints.network_config import DeepseekConfig, NetworkConfig
 from forethought.models.causal_lm import CausalLM
-from forethought.models.loading import DTYPES, build, load, usable_device
+from forethought.models.loading import DTYPES, build, load, usable_device, usable_dtype
 from forethought.paths import expand
 from forethought.problems.adapters.adapters import Adapters
 from forethought.problems.problem import Problem
@@ -30,6 +30,7 @@ from forethought.training.config import (
 from forethought.training.corpus import CorpusSpec, documents
 from forethought.training.grpo import GRPO
 from forethought.training.judging import Judge, Verifier, own_reward
+from forethought.training.lanes import Lanes
 from forethought.training.optimizer import MasterAdamW
 from forethought.training.policy import Policy
 from forethought.training.pretrain import Pretrainer
@@ -80,8 +81,8 @@ def corpus_spec(loaded: LoadedRecipe, config: CorpusConfig) -> CorpusSpec:
 def network_of(loaded: LoadedRecipe, tokenizer: TrainedTokenizer) -> CausalLM:
     """The network with its first weights: the base's, or drawn from the recipe's seed."""
     recipe = loaded.recipe
-    dtype = DTYPES[recipe.dtype]
     device = usable_device(recipe.device)
+    dtype = usable_dtype(DTYPES[recipe.dtype], device)
     if recipe.base is not None:
         from forethought.checkpoints.hf_config import read_config
 
@@ -126,6 +127,7 @@ class Workshop:
             self.tokenizer,
             self.prompter,
             sampling_threads=self.recipe.sampling_threads,
+            lanes=Lanes(self.network, self.recipe.lanes),
         )
         self._verifiers: dict[str, Verifier] = {one.name: one for one in self.families}
 
@@ -179,6 +181,7 @@ class Workshop:
                 self.tokenizer,
                 self.prompter,
                 workers=config.workers,
+                lanes=self.policy.lanes,
             )
         if isinstance(config, SFTConfig):
             return FineTuner(
@@ -188,6 +191,7 @@ class Workshop:
                 self.tokenizer,
                 self.loaded.folder / expand(config.data),
                 _seed(self.recipe, _SFT),
+                lanes=self.policy.lanes,
             )
         if isinstance(config, RejectionConfig):
             return RejectionSampler(

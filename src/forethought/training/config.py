@@ -84,12 +84,14 @@ class CorpusConfig(Frozen):
 
     ``think``: in ``<think>`` form behind the recipe's prompt. ``terse``: question and answer only
     (bare families are always so). The others are shares of the worked ones. ``wrong``: they arrive
-    at a wrong answer, ``slip`` of these because a step went wrong, the rest by a hasty guess.
+    at a wrong answer, ``slip`` of these because a step went wrong, the rest without any work.
     ``given_up``, ``unfinished``: they do not arrive. ``mixed``: they change language on the way.
-    ``check``: they look back and verify, where the family knows how.
+    ``check``: they look back and verify, where the family knows how. ``hasty`` is a share of those
+    in ``<think>`` form: they think nothing and guess, which is right now and then.
     """
 
     think: Share = 0.25
+    hasty: Share = 0.0
     terse: Share = 0.1
     wrong: Share = 0.2
     slip: Share = 0.5

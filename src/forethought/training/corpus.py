@@ -10,15 +10,16 @@ working hold up (DeepSeek-R1 section 2.2 begins from a base model of web text fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, TypeVar
 
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem
@@ -28,6 +29,8 @@ from forethought.problems.stream import ProblemStream
 from forethought.training.config import CorpusConfig
 from forethought.training.prompting import Prompter, reply_text
 from forethought.training.tokenizer import TrainedTokenizer
+
+_Made = TypeVar("_Made")
 
 _CHUNK: Final = 256
 """Documents that a worker makes at a time."""
@@ -123,8 +126,11 @@ class Corpus:
         kind = rng.random()
         if family.bare or kind < config.terse:
             return self._terse(problem, rng)
+        thinks = kind < config.terse + config.think
+        if thinks and config.hasty and rng.random() < config.hasty:
+            return self._in_think_form(problem, [], family.guess(problem, rng))
         worked, answer, ended = self._worked(family, problem, rng)
-        if kind < config.terse + config.think:
+        if thinks:
             return self._in_think_form(problem, worked, answer)
         return self._plain(problem, worked, answer, ended, rng)
 
@@ -145,7 +151,7 @@ class Corpus:
             plain = [name for name in styles if name != "check"] or list(styles)
             style = rng.choice(plain)
         if wrong and rng.random() >= config.slip:
-            # A guess: no thought at all, and then a wrong answer.
+            # No work at all, and then a wrong answer.
             steps: list[str] = []
             answer: str | None = family.wrong_answer(problem, rng)
         else:
@@ -205,18 +211,60 @@ def documents(spec: CorpusSpec, first: int, *, workers: int = 0) -> Iterator[Ite
             return
         pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield _from_pool(pool, spec, first, workers)
+        yield _from_pool(pool, partial(_make, spec), first, workers)
+
+
+@contextmanager
+def encoded_documents(
+    spec: CorpusSpec,
+    first: int,
+    tokenizer: TrainedTokenizer,
+    prompter: Prompter,
+    *,
+    workers: int = 0,
+) -> Iterator[Iterator[tuple[int, ...]]]:
+    """:func:`documents` as token ids. Workers tokenise what they make: a GPU trains on tokens
+    faster than one process writes them."""
+    with ExitStack() as stack:
+        if workers < 1:
+            source = stack.enter_context(documents(spec, first))
+            yield (document.ids(tokenizer, prompter) for document in source)
+            return
+        pool = stack.enter_context(
+            ProcessPoolExecutor(
+                workers,
+                mp_context=get_context("spawn"),
+                initializer=_hold_encoder,
+                initargs=(tokenizer, prompter),
+            )
+        )
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        yield _from_pool(pool, partial(_make_ids, spec), first, workers)
 
 
 def _from_pool(
-    pool: ProcessPoolExecutor, spec: CorpusSpec, first: int, workers: int
-) -> Iterator[Document]:
+    pool: ProcessPoolExecutor, make: Callable[[int], list[_Made]], first: int, workers: int
+) -> Iterator[_Made]:
     starts = count(first, _CHUNK)
-    pending = [pool.submit(_make, spec, next(starts)) for _ in range(2 * workers)]
+    pending = [pool.submit(make, next(starts)) for _ in range(2 * workers)]
     while True:
         ready = pending.pop(0)
-        pending.append(pool.submit(_make, spec, next(starts)))
+        pending.append(pool.submit(make, next(starts)))
         yield from ready.result()
+
+
+_encoders: list[tuple[TrainedTokenizer, Prompter]] = []
+"""In a worker: what documents are tokenised with."""
+
+
+def _hold_encoder(tokenizer: TrainedTokenizer, prompter: Prompter) -> None:
+    _encoders[:] = [(tokenizer, prompter)]
+
+
+def _make_ids(spec: CorpusSpec, first: int) -> list[tuple[int, ...]]:
+    """In a worker: the documents of one chunk, tokenised."""
+    tokenizer, prompter = _encoders[0]
+    return [document.ids(tokenizer, prompter) for document in _make(spec, first)]
 
 
 _made: dict[str, Corpus] = {}

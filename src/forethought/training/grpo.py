@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import torch
@@ -23,20 +23,23 @@ import torch
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import RolloutSample
 from forethought.models.causal_lm import CausalLM
-from forethought.models.deepseek_v3.routing import flipped_share
+from forethought.models.deepseek_v3.routing import flipped
+from forethought.models.packed import to_device
 from forethought.problems.stream import ProblemStream
-from forethought.training.batches import PackedBatch, micro_batches
+from forethought.training.batches import PackedBatch, lane_batches
 from forethought.training.config import RLConfig
+from forethought.training.judge_pool import JudgePool, judging_workers
 from forethought.training.judging import Judge
 from forethought.training.losses import (
     LossMetrics,
     Normaliser,
     TokenBatch,
-    k3_mismatch,
+    k3_kl,
     policy_loss,
 )
+from forethought.training.memory import step_memory
 from forethought.training.monitor import Number
-from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, learning_rate
+from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm, learning_rate
 from forethought.training.policy import Policy, Scored, experts_of, noise_seed
 from forethought.training.rollouts import Group, groups_of, rollout_metrics
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
@@ -64,15 +67,33 @@ class _Trained:
 
 @dataclass(slots=True)
 class _Sums:
-    """What the micro-batches of an optimiser step add up to."""
+    """What a micro-batch says, or several together. Tensors are scalars that nothing waits for
+    before the step's last pass is under way."""
 
     loss: LossMetrics | None = None
-    entropy: float = 0.0
-    mismatch: float = 0.0
+    entropy: torch.Tensor | float = 0.0
+    mismatch: torch.Tensor | float = 0.0
     tokens: int = 0
-    flipped: float = 0.0
+    flipped: torch.Tensor | float = 0.0
     routed: int = 0
     replayed: int = 0
+    diverged: bool = False
+    """Sampler and trainer disagreed more than they may."""
+    experts: list[torch.Tensor] = field(default_factory=list)
+    """What the gates chose in each micro-batch, int64 [M, N, K]."""
+
+    def __iadd__(self, other: _Sums) -> _Sums:
+        assert other.loss is not None
+        self.loss = other.loss if self.loss is None else self.loss + other.loss
+        self.entropy += other.entropy
+        self.mismatch += other.mismatch
+        self.tokens += other.tokens
+        self.flipped += other.flipped
+        self.routed += other.routed
+        self.replayed += other.replayed
+        self.diverged |= other.diverged
+        self.experts += other.experts
+        return self
 
 
 class GRPO:
@@ -90,7 +111,9 @@ class GRPO:
     ) -> None:
         self.steps, self.number = config.steps, 0
         self._policy, self._optimizer, self._config = policy, optimizer, config
-        self._stream, self._judge, self._seed = stream, judge, seed
+        self._stream, self._seed = stream, seed
+        on_cuda = policy.network.device.type == "cuda"
+        self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0)
         self._next = 0
         """Problems used up."""
         self._rollouts = 0
@@ -170,6 +193,13 @@ class GRPO:
         first = self._next
         problems = [self._stream[first + at] for at in range(count)]
         self._next += count
+        # Samples are judged as they end, on other cores where there is a GPU to keep busy.
+        places: list[tuple[int, int]] = []
+
+        def finished(problem: int, index: int, sample: RolloutSample) -> None:
+            self._verdicts.submit(problems[problem], sample.ids)
+            places.append((problem, index))
+
         samples = self._policy.sample(
             problems,
             config.group_size,
@@ -178,12 +208,11 @@ class GRPO:
             config.max_tokens,
             rows=config.rows,
             record_experts=True,
+            on_finished=finished,
         )
         sampled = time.perf_counter()
-        judged = [
-            [self._judge.judge(problem, sample.ids) for sample in group]
-            for problem, group in zip(problems, samples, strict=True)
-        ]
+        verdicts = dict(zip(places, self._verdicts.results(), strict=True))
+        judged = [[verdicts[p, i] for i in range(len(samples[p]))] for p in range(count)]
         self._phases["sampling"] += sampled - started
         self._phases["verdicts"] += time.perf_counter() - sampled
         self._sampled += sum(len(sample.ids) for group in samples for sample in group)
@@ -228,14 +257,27 @@ class GRPO:
             config.max_tokens,
         )
         sequences = [self._policy.sequence(one.group.problem, one.sample) for one in trained]
+        lanes = self._policy.lanes
         self._optimizer.zero_grad()  # A step that was stopped may have left its own.
+        lanes.drop_gradients()
         self._balance.reset()
-        sums = _Sums()
-        for part in micro_batches([one.inputs for one in sequences], config.micro_batch_tokens):
+
+        def work(lane: int, part: list[int]) -> _Sums:
             batch = PackedBatch([sequences[at] for at in part], self._policy.network.device)
-            self._backward(batch, [trained[at] for at in part], normaliser, sums)
+            return self._backward(lane, batch, [trained[at] for at in part], normaliser)
+
+        lengths = [one.inputs for one in sequences]
+        sums = _Sums()
+        parts = lane_batches(lengths, config.micro_batch_tokens, lanes.count)
+        with step_memory(self._policy.network.device, config.micro_batch_tokens):
+            for one in lanes.run(work, parts):
+                sums += one
+        lanes.gather_gradients()
+        self._replaying |= sums.diverged
+        for experts_MNK in sums.experts:
+            self._balance.count(experts_MNK.unbind())
         try:
-            norm = float(self._optimizer.step(rate))
+            norm = check_norm(self._optimizer.step(rate))
         except NonFiniteGradient:
             self._minibatches = []
             raise TrainingStopped(
@@ -250,72 +292,83 @@ class GRPO:
         return group.judged[at].reward is not None and not masked
 
     def _backward(
-        self, batch: PackedBatch, trained: Sequence[_Trained], normaliser: Normaliser, sums: _Sums
-    ) -> None:
-        """Add the gradient of one micro-batch's share of the step's loss."""
+        self,
+        lane: int,
+        batch: PackedBatch,
+        trained: Sequence[_Trained],
+        normaliser: Normaliser,
+    ) -> _Sums:
+        """Add the gradient of one micro-batch's share of the step's loss, in a lane."""
         device = self._policy.network.device
-        old_L = torch.cat([one.sample.logprobs for one in trained]).to(device)
-        sampled_MNK = experts_of([one.sample for one in trained])
-        scored, mismatch = self._score(batch, old_L, sampled_MNK, sums)
+        old_L = to_device(torch.cat([one.sample.logprobs for one in trained]), device)
+        sampled_MNK = experts_of([one.sample for one in trained], device)
+        sums = _Sums(tokens=len(old_L))
+        scored = self._score(lane, batch, old_L, sampled_MNK, sums)
         tokens = TokenBatch(
             scored.logprobs_L,
             old_L,
             batch.lengths_S,
-            torch.tensor([one.advantage for one in trained], dtype=torch.float64, device=device),
+            to_device(
+                torch.tensor([one.advantage for one in trained], dtype=torch.float64), device
+            ),
             self._reference_logprobs(batch),
         )
-        loss, metrics = policy_loss(tokens, self._config.loss, normaliser)
+        loss, sums.loss = policy_loss(tokens, self._config.loss, normaliser)
         loss.backward()  # type: ignore[no-untyped-call]
-        sums.loss = metrics if sums.loss is None else sums.loss + metrics
-        sums.entropy += float(scored.entropy_L.sum())
-        sums.mismatch += mismatch * len(old_L)
-        sums.tokens += len(old_L)
+        sums.entropy = scored.entropy_L.sum().double()
         if scored.experts_MNK is not None:
-            self._balance.add(scored.experts_MNK)
+            sums.experts.append(scored.experts_MNK)
+        return sums
 
     def _score(
         self,
+        lane: int,
         batch: PackedBatch,
         old_L: torch.Tensor,
         sampled_MNK: torch.Tensor | None,
         sums: _Sums,
-    ) -> tuple[Scored, float]:
-        """The policy's log-probabilities, and how far the sampler's were from them.
+    ) -> Scored:
+        """The policy's log-probabilities; ``sums`` learns how far the sampler's were from them.
 
         Only a fresh rollout tells: after an update the difference is the update. Where it is too
-        large, the pass is made again with the sampler's experts, for the rest of the rollout too.
+        large, the pass is made again with the sampler's experts; the rest of the rollout's
+        minibatches take them at once. Only that question waits for the device, so only a network
+        with experts does.
         """
         temperature = self._config.temperature
         replay = sampled_MNK if self._replaying else None
-        scored = self._policy.score(batch, temperature, replay_MNK=replay)
-        sums.replayed += replay is not None
-        mismatch = k3_mismatch(scored.logprobs_L.detach(), old_L).kl
-        if not self._fresh:
-            return scored, mismatch
-        if sampled_MNK is not None and scored.experts_MNK is not None and replay is None:
-            sums.flipped += flipped_share(sampled_MNK, scored.experts_MNK) * batch.tokens
-            sums.routed += batch.tokens
-            if mismatch > self._config.replay_above:
-                self._replaying = True
-                sums.replayed += 1
-                scored = self._policy.score(batch, temperature, replay_MNK=sampled_MNK)
-                mismatch = k3_mismatch(scored.logprobs_L.detach(), old_L).kl
-        return scored, mismatch
+        scored = self._policy.score(batch, temperature, replay_MNK=replay, lane=lane)
+        sums.replayed = int(replay is not None)
+        mismatch = k3_kl(scored.logprobs_L, old_L)
+        if (
+            self._fresh
+            and replay is None
+            and sampled_MNK is not None
+            and scored.experts_MNK is not None
+        ):
+            sums.flipped = flipped(sampled_MNK, scored.experts_MNK) * batch.tokens
+            sums.routed = batch.tokens
+            if float(mismatch) > self._config.replay_above:
+                sums.diverged, sums.replayed = True, 1
+                scored = self._policy.score(batch, temperature, replay_MNK=sampled_MNK, lane=lane)
+                mismatch = k3_kl(scored.logprobs_L, old_L)
+        sums.mismatch = mismatch.double() * len(old_L)
+        return scored
 
     def _reference_logprobs(self, batch: PackedBatch) -> torch.Tensor | None:
         if self._reference is None:
             return None
         with torch.no_grad():
-            return self._policy.score(
-                batch, self._config.temperature, network=self._reference
+            return self._policy.score_with(
+                self._reference, batch, self._config.temperature
             ).logprobs_L
 
     def _metrics(self, sums: _Sums, rate: float, norm: float, trained: int) -> dict[str, Number]:
         assert sums.loss is not None
         loss = sums.loss
-        mismatch = sums.mismatch / sums.tokens
+        mismatch = float(sums.mismatch) / sums.tokens
         metrics: dict[str, Number] = {
-            "entropy": sums.entropy / sums.tokens,
+            "entropy": float(sums.entropy) / sums.tokens,
             "kl_sampler_trainer": mismatch if self._fresh else None,
             "grad_norm": norm,
             "loss": float(loss.policy_loss),
@@ -332,7 +385,7 @@ class GRPO:
         if self._reference is not None:
             metrics["kl_reference"] = float(loss.kl)
         if self._policy.has_experts:
-            metrics["flipped_experts"] = sums.flipped / sums.routed if sums.routed else None
+            metrics["flipped_experts"] = float(sums.flipped) / sums.routed if sums.routed else None
             metrics["replayed_micro_batches"] = sums.replayed
         return metrics
 
@@ -364,6 +417,7 @@ class GRPO:
 
     def close(self) -> None:
         self._minibatches = []
+        self._verdicts.close()
 
 
 def _frozen_copy(network: CausalLM) -> CausalLM:

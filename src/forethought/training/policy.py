@@ -5,9 +5,10 @@ N: input tokens of a row, L: loss tokens, M: layers with experts, K: experts a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -15,11 +16,19 @@ from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import Rollout, RolloutSample
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates, replayed
+from forethought.models.packed import to_device
 from forethought.problems.problem import Problem
 from forethought.training.batches import PackedBatch, TokenSequence
-from forethought.training.logprobs import token_logprobs
+from forethought.training.lanes import Lanes
+from forethought.training.logprobs import rows_of, token_logprobs
 from forethought.training.prompting import Prompter
 from forethought.training.tokenizer import TrainedTokenizer
+
+if TYPE_CHECKING:
+    from forethought.engines.torch.cuda.rollout import CudaRollout
+
+OnFinished: TypeAlias = Callable[[int, int, RolloutSample], None]
+"""Hears of a sample: the number of its problem, its index, the sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +51,13 @@ class Policy:
         prompter: Prompter,
         *,
         sampling_threads: int | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         self._sampling_threads = sampling_threads
+        self._samplers: dict[tuple[int, bool], CudaRollout] = {}
+        self._prompt: tuple[Problem, tuple[int, ...]] | None = None
         self.network = network
+        self.lanes = lanes or Lanes(network)
         self.tokenizer = tokenizer
         self.prompter = prompter
         self.has_experts = bool(gates(network))
@@ -59,22 +72,55 @@ class Policy:
         *,
         rows: int,
         record_experts: bool = False,
+        on_finished: OnFinished | None = None,
     ) -> list[list[RolloutSample]]:
-        """``n`` samples of each problem; see :meth:`Rollout.sample`."""
+        """``n`` samples of each problem; see :meth:`Rollout.sample`. ``on_finished`` hears of each
+        (problem, index, sample); on CUDA soon after it ends, while the rest is drawn.
+
+        One lane samples: a decode step is a chain of short operations, and two such chains get in
+        each other's way in one interpreter (two lanes of half the rows take longer).
+        """
+        record_experts = record_experts and self.has_experts
+        prompts = [self.prompter.ids(problem.text) for problem in problems]
+        if self.network.device.type == "cuda":
+            fast = self._on_cuda(rows, record_experts)
+            return fast.sample(prompts, n, seeds, sampling, max_tokens, on_finished=on_finished)
         rollout = Rollout(
             self.network,
             ends=(self.tokenizer.eos_id,),
             vocabulary=self.tokenizer.size,
             rows=rows,
-            record_experts=record_experts and self.has_experts,
+            record_experts=record_experts,
         )
-        prompts = [self.prompter.ids(problem.text) for problem in problems]
         with _threads(self._sampling_threads):
-            return rollout.sample(prompts, n, seeds, sampling, max_tokens)
+            groups = rollout.sample(prompts, n, seeds, sampling, max_tokens)
+        if on_finished is not None:
+            for problem, group in enumerate(groups):
+                for index, sample in enumerate(group):
+                    on_finished(problem, index, sample)
+        return groups
+
+    def _on_cuda(self, rows: int, record_experts: bool) -> CudaRollout:
+        """The sampler of so many rows: its graphs and cache outlive updates of the weights."""
+        from forethought.engines.torch.cuda.rollout import CudaRollout
+
+        key = (rows, record_experts)
+        if key not in self._samplers:
+            self._samplers[key] = CudaRollout(
+                self.network,
+                ends=(self.tokenizer.eos_id,),
+                vocabulary=self.tokenizer.size,
+                rows=rows,
+                record_experts=record_experts,
+            )
+        return self._samplers[key]
 
     def sequence(self, problem: Problem, sample: RolloutSample) -> TokenSequence:
         """Prompt and sample; every token of the sample is trained, its end token too."""
-        prompt = self.prompter.ids(problem.text)
+        # The samples of a group come one after the other: their prompt is tokenised once.
+        if self._prompt is None or self._prompt[0] is not problem:
+            self._prompt = problem, self.prompter.ids(problem.text)
+        prompt = self._prompt[1]
         return TokenSequence((*prompt, *sample.ids), len(prompt))
 
     def score(
@@ -83,27 +129,33 @@ class Policy:
         temperature: float,
         *,
         replay_MNK: torch.Tensor | None = None,
-        network: CausalLM | None = None,
+        lane: int = 0,
     ) -> Scored:
         """What the policy gives the loss tokens of a batch, under the sampler's distribution:
-        divided by the temperature, over the ids that exist. ``network``: another one, of the same
-        shape (the reference). ``replay_MNK``: experts to take instead of choosing."""
-        network = network or self.network
+        divided by the temperature, over the ids that exist. ``replay_MNK``: experts to take instead
+        of choosing. Gradients go to the parameters of a lane."""
+        network = self.lanes.networks[lane]
         with ExitStack() as entered:
             recorder = None
             if replay_MNK is not None:
                 entered.enter_context(replayed(network, replay_MNK))
             if self.has_experts:
                 recorder = entered.enter_context(RoutingRecorder(network))
-            hidden_1ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
-            experts_MNK = None if recorder is None else recorder.indices_MNK()
+            scored = self.score_with(network, batch, temperature)
+            if recorder is not None:
+                scored = replace(scored, experts_MNK=recorder.indices_MNK())
+        return scored
+
+    def score_with(self, network: CausalLM, batch: PackedBatch, temperature: float) -> Scored:
+        """As :meth:`score`, of any network of this shape (the reference); experts are not told."""
+        hidden_1ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
         logprobs_L, entropy_L = token_logprobs(
-            hidden_1ND[0, batch.rows_L],
+            rows_of(hidden_1ND, batch.rows_L),
             network.head_weight[: self.tokenizer.size],
             batch.targets_L,
             temperature,
         )
-        return Scored(logprobs_L, entropy_L, experts_MNK)
+        return Scored(logprobs_L, entropy_L, None)
 
 
 def noise_seed(seed: int, problem: int) -> int:
@@ -123,9 +175,12 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def experts_of(samples: Sequence[RolloutSample]) -> torch.Tensor | None:
-    """The sampler's choices for a row of these samples, in order; int64 [M, N, K]."""
+def experts_of(
+    samples: Sequence[RolloutSample], device: torch.device | str = "cpu"
+) -> torch.Tensor | None:
+    """The sampler's choices for a row of these samples, in order; int64 [M, N, K] on ``device``."""
     parts = [sample.experts for sample in samples]
     if any(part is None for part in parts):
         return None
-    return torch.cat([part for part in parts if part is not None], dim=1).long()
+    together = torch.cat([part for part in parts if part is not None], dim=1)
+    return to_device(together, device).long()

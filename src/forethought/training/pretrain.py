@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
 from forethought.training.config import PretrainConfig
-from forethought.training.corpus import CorpusSpec, Document, documents
+from forethought.training.corpus import CorpusSpec, encoded_documents
+from forethought.training.lanes import Lanes
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.prompting import Prompter
 from forethought.training.stage import Facts, SpikeGuard, StepResult, Tensors, TrainingStopped
@@ -22,8 +23,8 @@ from forethought.training.tokenizer import TrainedTokenizer
 class Pretrainer:
     """Implements :class:`forethought.training.stage.Stage`.
 
-    ``workers``: processes that make documents ahead (0: none); what is trained does not depend on
-    it. Every token but the first of a document is a target.
+    ``workers``: processes that make and tokenise documents ahead (0: none); what is trained does
+    not depend on it. Every token but the first of a document is a target.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Pretrainer:
         prompter: Prompter,
         *,
         workers: int = 0,
+        lanes: Lanes | None = None,
     ) -> None:
         self.steps, self.number = config.steps, 0
         self._config = config
@@ -49,12 +51,13 @@ class Pretrainer:
             micro_batch_tokens=config.micro_batch_tokens,
             balance=config.balance,
             mtp_weight=config.mtp_weight,
+            lanes=lanes,
         )
         self._guard = SpikeGuard(config.spike_factor)
         self._next = 0
         """Documents used up."""
         self._open = ExitStack()
-        self._source: Iterator[Document] | None = None
+        self._source: Iterator[tuple[int, ...]] | None = None
         self._held: TokenSequence | None = None
 
     @property
@@ -94,9 +97,15 @@ class Pretrainer:
             return self._held
         if self._source is None:
             self._source = self._open.enter_context(
-                documents(self._corpus, self._next, workers=self._workers)
+                encoded_documents(
+                    self._corpus,
+                    self._next,
+                    self._tokenizer,
+                    self._prompter,
+                    workers=self._workers,
+                )
             )
-        ids = next(self._source).ids(self._tokenizer, self._prompter)
+        ids = next(self._source)
         # What is cut off takes the end token with it: the document is unfinished, and says so.
         return TokenSequence(ids[: self._config.corpus.max_document_tokens])
 

@@ -52,6 +52,7 @@ class RejectionSampler:
             vocabulary=policy.tokenizer.size,
             micro_batch_tokens=config.micro_batch_tokens,
             balance=config.balance,
+            lanes=policy.lanes,
         )
 
     @property

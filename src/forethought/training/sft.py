@@ -17,6 +17,7 @@ from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
 from forethought.training.config import SFTConfig
 from forethought.training.conversations import read_conversations
+from forethought.training.lanes import Lanes
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.stage import Facts, SpikeGuard, StepResult, Tensors
 from forethought.training.supervised import Supervised
@@ -37,6 +38,8 @@ class FineTuner:
         tokenizer: TrainedTokenizer,
         data: Path,
         seed: int,
+        *,
+        lanes: Lanes | None = None,
     ) -> None:
         self.steps, self.number = config.steps, 0
         self._config = config
@@ -59,6 +62,7 @@ class FineTuner:
             vocabulary=tokenizer.size,
             micro_batch_tokens=config.micro_batch_tokens,
             balance=config.balance,
+            lanes=lanes,
         )
 
     @property

@@ -7,7 +7,9 @@ Sources: DeepSeek-V3 (arXiv:2412.19437) sections 2.1.2 (balance) and 2.2 (MTP).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -17,11 +19,13 @@ from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.deepseek_v3.balance import expert_load, packed_balance_loss, update_bias
 from forethought.models.deepseek_v3.gate import Gate
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
-from forethought.training.batches import PackedBatch, TokenSequence, micro_batches
+from forethought.training.batches import PackedBatch, TokenSequence, lane_batches
 from forethought.training.config import BalanceConfig
-from forethought.training.logprobs import token_logprobs
+from forethought.training.lanes import Lanes
+from forethought.training.logprobs import rows_of, summed_surprise
+from forethought.training.memory import step_memory
 from forethought.training.monitor import Number
-from forethought.training.optimizer import MasterAdamW, NonFiniteGradient
+from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm
 from forethought.training.stage import TrainingStopped
 
 Check: TypeAlias = Callable[[float], None]
@@ -41,14 +45,9 @@ class ExpertBalance:
             for gate in self.gates
         ]
 
-    def count(self, recorder: RoutingRecorder) -> None:
-        """Add what the gates decided in the pass that just ran."""
-        for load_E, routing in zip(self._loads, recorder.routings, strict=True):
-            load_E += expert_load(routing.indices_NK, len(load_E))
-
-    def add(self, indices_MNK: torch.Tensor) -> None:
-        """Add choices that were taken down elsewhere, int64 [M, N, K] for the M gates."""
-        for load_E, indices_NK in zip(self._loads, indices_MNK, strict=True):
+    def count(self, indices: Sequence[torch.Tensor]) -> None:
+        """Add what each gate decided in a pass, int64 [N, K] each."""
+        for load_E, indices_NK in zip(self._loads, indices, strict=True):
             load_E += expert_load(indices_NK, len(load_E))
 
     @torch.no_grad()
@@ -63,14 +62,29 @@ class ExpertBalance:
     @property
     def imbalance(self) -> float | None:
         """The busiest expert's load over the mean, in the worst layer; None without experts."""
-        loads = [load for load in self._loads if int(load.sum())]
-        return max((float(load.max() / load.double().mean()) for load in loads), default=None)
+        if not self._loads:
+            return None
+        worst = torch.stack([load.max() / load.double().mean() for load in self._loads]).nan_to_num(
+            nan=0.0
+        )
+        return float(worst.max()) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one micro-batch adds to a step: its shares of the losses by name (float64, on the
+    device: nothing waits for them before the step's last), and which experts each gate chose,
+    int64 [N, K] each."""
+
+    shares: dict[str, torch.Tensor]
+    experts: list[torch.Tensor]
 
 
 class Supervised:
     """Next-token prediction on packed sequences, normalised over the whole optimiser step.
 
     ``vocabulary``: rows of the head that exist as tokens; the padding above is never predicted.
+    ``lanes``: those of ``network``; one by default.
     """
 
     def __init__(
@@ -82,14 +96,16 @@ class Supervised:
         micro_batch_tokens: int,
         balance: BalanceConfig,
         mtp_weight: float = 0.0,
+        lanes: Lanes | None = None,
     ) -> None:
         self.network = network
+        self._lanes = lanes or Lanes(network)
         self.optimizer = optimizer
         self._vocabulary = vocabulary
         self._budget = micro_batch_tokens
         self._balance = balance
-        self._mtp = network if isinstance(network, DeepseekV3) and network.mtp else None
-        self._mtp_weight = mtp_weight if self._mtp is not None else 0.0
+        has_mtp = isinstance(network, DeepseekV3) and bool(network.mtp)
+        self._mtp_weight = mtp_weight if has_mtp else 0.0
         self._experts = ExpertBalance(network, mtp=self._mtp_weight > 0)
 
     def step(
@@ -106,20 +122,35 @@ class Supervised:
             raise ValueError("no sequence of the step has a token to train")
         # A step that was stopped may have left its gradients and loads.
         self.optimizer.zero_grad()
+        self._lanes.drop_gradients()
         self._experts.reset()
-        parts = micro_batches([sequence.inputs for sequence in sequences], self._budget)
-        sums = {"loss": 0.0, "mtp_loss": 0.0, "balance_loss": 0.0}
-        with RoutingRecorder(self.network, self._experts.gates) as recorder:
-            for part in parts:
+        lengths = [sequence.inputs for sequence in sequences]
+        parts = lane_batches(lengths, self._budget, self._lanes.count)
+        shares: list[dict[str, torch.Tensor]] = []
+        with step_memory(self.network.device, self._budget), ExitStack() as listening:
+            recorders = [
+                listening.enter_context(
+                    RoutingRecorder(network, gates(network, mtp=self._mtp_weight > 0))
+                )
+                for network in self._lanes.networks
+            ]
+
+            def work(lane: int, part: list[int]) -> _Pass:
                 batch = PackedBatch([sequences[at] for at in part], self.network.device)
-                for name, value in self._backward(
-                    batch, len(part), targets, len(sequences), recorder
-                ).items():
-                    sums[name] += value
+                network = self._lanes.networks[lane]
+                return self._backward(
+                    network, batch, len(part), targets, len(sequences), recorders[lane]
+                )
+
+            for one in self._lanes.run(work, parts):
+                shares.append(one.shares)
+                self._experts.count(one.experts)
+        self._lanes.gather_gradients()
+        sums = _summed(shares)
         if check is not None:
             check(sums["loss"])
         try:
-            norm = self.optimizer.step(learning_rate)
+            norm = check_norm(self.optimizer.step(learning_rate))
         except NonFiniteGradient:
             raise TrainingStopped(
                 f"the gradient is not finite (loss {sums['loss']:.4g}): lower "
@@ -128,67 +159,69 @@ class Supervised:
         metrics: dict[str, Number] = {
             "loss": sums["loss"],
             "mtp_loss": sums["mtp_loss"] if self._mtp_weight else None,
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "learning_rate": learning_rate,
             "tokens": sum(sequence.inputs for sequence in sequences),
             "sequences": len(sequences),
         }
         if self._experts.gates:
-            metrics["balance_loss"] = sums["balance_loss"]
+            metrics["balance_loss"] = sums.get("balance_loss", 0.0)
             metrics["expert_imbalance"] = self._experts.imbalance
         self._experts.update(self._balance.bias_step)
         return metrics
 
     def _backward(
         self,
+        network: CausalLM,
         batch: PackedBatch,
         sequences: int,
         all_targets: int,
         all_sequences: int,
         recorder: RoutingRecorder,
-    ) -> dict[str, float]:
-        """Add the gradient of one micro-batch's share of the step's loss; its shares by name."""
-        network = self.network
+    ) -> _Pass:
+        """Add the gradient of one micro-batch's share of the step's loss."""
         head_VD = network.head_weight[: self._vocabulary]
         hidden_ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
-        logprobs_L, _ = token_logprobs(
-            hidden_ND[0, batch.rows_L], head_VD, batch.targets_L, entropy=False
-        )
-        loss = -logprobs_L.sum() / all_targets
-        shares = {"loss": float(loss.detach())}
+        surprise = summed_surprise(rows_of(hidden_ND, batch.rows_L), head_VD, batch.targets_L)
+        loss = surprise / all_targets
+        shares = {"loss": loss.detach().double()}
         total = loss
-        if self._mtp is not None and self._mtp_weight:
-            second_ND = self._mtp.mtp_hidden(
+        if self._mtp_weight:
+            assert isinstance(network, DeepseekV3)
+            second_ND = network.mtp_hidden(
                 batch.next_N[None], hidden_ND, batch.positions_1N, batch.packed
             )
-            second_L, _ = token_logprobs(
-                second_ND[0, batch.second_rows_L],
-                head_VD,
-                batch.second_targets_L,
-                entropy=False,
+            surprise = summed_surprise(
+                rows_of(second_ND, batch.second_rows_L), head_VD, batch.second_targets_L
             )
-            mtp = -second_L.sum() / all_targets
-            shares["mtp_loss"] = float(mtp.detach())
+            mtp = surprise / all_targets
+            shares["mtp_loss"] = mtp.detach().double()
             total = total + self._mtp_weight * mtp
-        if recorder.layers:
-            self._experts.count(recorder)
-            if self._balance.loss_weight:
-                balance = (
-                    torch.stack(
-                        [
-                            packed_balance_loss(
-                                routing.scores_NE,
-                                routing.indices_NK,
-                                batch.sequence_N,
-                                sequences,
-                                self._balance.loss_weight,
-                            )
-                            for routing in recorder.routings
-                        ]
-                    ).sum()
-                    / all_sequences
-                )
-                shares["balance_loss"] = float(balance.detach())
-                total = total + balance
+        routings = recorder.routings if recorder.layers else []
+        if routings and self._balance.loss_weight:
+            balance = (
+                torch.stack(
+                    [
+                        packed_balance_loss(
+                            routing.scores_NE,
+                            routing.indices_NK,
+                            batch.sequence_N,
+                            sequences,
+                            self._balance.loss_weight,
+                        )
+                        for routing in routings
+                    ]
+                ).sum()
+                / all_sequences
+            )
+            shares["balance_loss"] = balance.detach().double()
+            total = total + balance
         total.backward()  # type: ignore[no-untyped-call]
-        return shares
+        return _Pass(shares, [routing.indices_NK for routing in routings])
+
+
+def _summed(shares: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    """The losses of a step by name, from its micro-batches' shares; the device is read once."""
+    names = list(shares[0])
+    sums_M = torch.stack([torch.stack([one[name] for name in names]) for one in shares]).sum(dim=0)
+    return dict(zip(names, sums_M.tolist(), strict=True))
