@@ -11,17 +11,19 @@ What comes back is in the order of the samples and does not depend on how many w
 from __future__ import annotations
 
 import os
-import pickle
 import queue
-import struct
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
-from typing import IO, Final
+from typing import Final
 
 from forethought.engines.machine import cores
 from forethought.problems.problem import Problem
@@ -30,7 +32,6 @@ from forethought.training.judging import Judge, Judged
 _TOGETHER: Final = 32
 """Samples that a worker gets at once."""
 _MOST_WORKERS: Final = 6
-_LENGTH: Final = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ class JudgePool:
     def _start(self) -> None:
         self._sent = True
         try:
-            packed = pickle.dumps(self._judge)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            packed = bytes(ForkingPickler.dumps(self._judge))
+        except Exception as error:  # What a part of a judge raises is its own affair.
             warnings.warn(f"verdicts are given in this process, one by one: {error}", stacklevel=3)
             return
         for _ in range(self._workers):
@@ -108,13 +109,14 @@ class JudgePool:
 
     def _serve(self, packed: bytes) -> None:
         """One worker's thread: waits without holding the interpreter."""
-        command = [sys.executable, "-m", "forethought.training.judge_pool"]
+        ours, theirs = Pipe()
+        command = [sys.executable, "-m", "forethought.training.judge_pool", str(theirs.fileno())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
+        with (
+            subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment) as process,
+            ours,
+        ):
+            theirs.close()  # So that the end of the worker is the end of the pipe.
             greeted = False
             while (tasks := self._tasks.get()) is not None:
                 try:
@@ -122,14 +124,16 @@ class JudgePool:
                         self._done.put(_judged_by(self._judge, tasks))
                         continue
                     if not greeted:
-                        _write(process.stdin, packed)
+                        ours.send_bytes(packed)
                         greeted = True
-                    _write(process.stdin, pickle.dumps(tasks))
-                    reply = pickle.loads(_read(process.stdout))  # noqa: S301  Our own child's.
-                except (OSError, EOFError, pickle.PickleError) as error:
+                    ours.send(tasks)
+                    reply: list[tuple[int, Judged]] = ours.recv()
+                except (OSError, EOFError) as error:
                     if not self._failed:
                         warnings.warn(
-                            f"a judging process failed ({error}): verdicts are given in this one",
+                            "a judging process failed "
+                            f"({error or f'it ended with {process.wait()}'}): "
+                            "verdicts are given in this one",
                             stacklevel=1,
                         )
                     self._failed = True
@@ -160,40 +164,17 @@ def _judged_by(judge: Judge, tasks: Sequence[_Task]) -> list[tuple[int, Judged]]
     return [(task.number, judge.judge(task.problem, task.ids)) for task in tasks]
 
 
-def _write(stream: IO[bytes], data: bytes) -> None:
-    stream.write(_LENGTH.pack(len(data)))
-    stream.write(data)
-    stream.flush()
-
-
-def _read(stream: IO[bytes]) -> bytes:
-    """One message; EOFError where the other side has gone."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError("it ended")
-    (length,) = _LENGTH.unpack(head)
-    data = stream.read(length)
-    if len(data) < length:
-        raise EOFError("it ended within an answer")
-    return data
-
-
-def _work(source: IO[bytes], sink: IO[bytes]) -> None:
+def _work(calls: Connection) -> None:
     """A worker: the judge first, then samples until there are no more."""
-    try:
-        judge: Judge = pickle.loads(_read(source))  # noqa: S301  Our own parent's.
+    with suppress(EOFError):
+        judge: Judge = calls.recv()
         while True:
-            tasks: list[_Task] = pickle.loads(_read(source))  # noqa: S301
-            _write(sink, pickle.dumps(_judged_by(judge, tasks)))
-    except EOFError:
-        return
+            calls.send(_judged_by(judge, calls.recv()))
 
 
 if __name__ == "__main__":
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What a verifier prints must not stand between the answers.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # The classes that travel are those of the module, not of `__main__`.
     from forethought.training.judge_pool import _work as work
 
-    work(sys.stdin.buffer, answers)
+    with Connection(int(sys.argv[1])) as calls:
+        work(calls)
