@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from forethought.checkpoints.network_config import DeepseekConfig, DenseConfig, NetworkConfig
-from forethought.models.causal_lm import CausalLM
 
 PEAK: Final = 989e12
 """Dense bfloat16 FLOP/s of an H100 SXM (its data sheet): what MFU is a share of."""
@@ -75,26 +74,6 @@ SHAPES: Final[Mapping[str, Callable[[], NetworkConfig]]] = {
     "qwen2.5-0.5b": lambda: _dense("qwen2", 896, 24, 14, 2, 4864, 151_936),
     "smollm2-135m": lambda: _dense("llama", 576, 30, 9, 3, 1536, 49_152),
 }
-
-
-def active_parameters(network: CausalLM) -> float:
-    """Parameters that a token meets; the embeddings count once, as the output head."""
-    total = float(network.num_parameters())
-    config = network.config
-    if isinstance(config, DeepseekConfig):
-        routed = sum(p.numel() for name, p in network.named_parameters() if ".experts." in name)
-        total -= routed * (1 - config.num_experts_per_tok / config.n_routed_experts)
-    return total
-
-
-def attention_flops(config: NetworkConfig, context: float) -> float:
-    """FLOPs of forward and backward in attention's own two products, of one token that sees
-    ``context`` others on average (half the length for causal attention)."""
-    if isinstance(config, DeepseekConfig):
-        width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
-    else:
-        width = 2 * config.head_dim
-    return 6.0 * config.num_hidden_layers * config.num_attention_heads * width * context
 
 
 def transformers_config(name: str, **more: Any) -> Any:

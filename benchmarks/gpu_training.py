@@ -39,7 +39,7 @@ from typing import Any, Final
 
 import torch
 
-from _gpu_shapes import PEAK, SHAPES, active_parameters, attention_flops, transformers_config
+from _gpu_shapes import PEAK, SHAPES, transformers_config
 
 Figures = dict[str, Any]
 ROWS: Final = 64
@@ -74,6 +74,8 @@ def _peak() -> float:
 
 
 def pretrain_ours(shape: str) -> Figures:
+    from forethought.checkpoints.network_tensors import count_parameters
+    from forethought.models.costs import CostModel
     from forethought.models.loading import build
     from forethought.training.batches import TokenSequence
     from forethought.training.config import BalanceConfig, OptimizerConfig
@@ -92,13 +94,14 @@ def pretrain_ours(shape: str) -> Figures:
     )
     texts = [TokenSequence(ids) for ids in _texts(config.vocab_size)]
     first, best = _timed(lambda: trainer.step(texts, 1e-4), 5)
-    rate = ROWS * LENGTH / best
-    flops = 6 * active_parameters(network)
+    tokens = ROWS * LENGTH
+    parameters = 6 * tokens * count_parameters(config).active
+    everything = CostModel(config).training([LENGTH] * ROWS, tokens).flops
     return {
-        "tokens_per_second": round(rate),
+        "tokens_per_second": round(tokens / best),
         "first_step_seconds": round(first, 2),
-        "mfu_parameters": round(rate * flops / PEAK, 4),
-        "mfu_with_attention": round(rate * (flops + attention_flops(config, LENGTH / 2)) / PEAK, 4),
+        "mfu_parameters": round(parameters / best / PEAK, 4),
+        "mfu_with_attention": round(everything / best / PEAK, 4),
         "peak_gib": _peak(),
     }
 
