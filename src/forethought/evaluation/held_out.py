@@ -55,10 +55,11 @@ def evaluate(
         config.max_tokens,
         rows=rows,
     )
-    judged = [
-        [judge.judge(problem, sample.ids) for sample in group]
-        for problem, group in zip(problems, groups, strict=True)
-    ]
+    with policy.phases.phase("verdicts", calls=len(problems) * config.samples):
+        judged = [
+            [judge.judge(problem, sample.ids) for sample in group]
+            for problem, group in zip(problems, groups, strict=True)
+        ]
     correct = [_share(problem, group) for problem, group in zip(problems, judged, strict=True)]
     flat = [one for group in judged for one in group]
     samples = [sample for group in groups for sample in group]

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from forethought.checkpoints.network_config import DeepseekConfig, NetworkConfig
+from forethought.engines.phases import SILENT, Phases
 from forethought.models.causal_lm import CausalLM
 from forethought.models.loading import DTYPES, build, load, usable_device, usable_dtype
 from forethought.paths import expand
@@ -113,9 +114,16 @@ def _seed(recipe: Recipe, purpose: int) -> int:
 
 
 class Workshop:
-    """One recipe's parts. ``adapters`` are the caller's, who closes them."""
+    """One recipe's parts. ``adapters`` are the caller's, who closes them; ``phases`` hear what
+    the stages and the policy compute."""
 
-    def __init__(self, loaded: LoadedRecipe, saved_tokenizer: Path, adapters: Adapters) -> None:
+    def __init__(
+        self,
+        loaded: LoadedRecipe,
+        saved_tokenizer: Path,
+        adapters: Adapters,
+        phases: Phases = SILENT,
+    ) -> None:
         self.loaded = loaded
         self.recipe = loaded.recipe
         self.families = loaded.sources(adapters)
@@ -128,6 +136,7 @@ class Workshop:
             self.prompter,
             sampling_threads=self.recipe.sampling_threads,
             lanes=Lanes(self.network, self.recipe.lanes),
+            phases=phases,
         )
         self._verifiers: dict[str, Verifier] = {one.name: one for one in self.families}
 
@@ -182,6 +191,7 @@ class Workshop:
                 self.prompter,
                 workers=config.workers,
                 lanes=self.policy.lanes,
+                phases=self.policy.phases,
             )
         if isinstance(config, SFTConfig):
             return FineTuner(
@@ -192,6 +202,7 @@ class Workshop:
                 self.loaded.folder / expand(config.data),
                 _seed(self.recipe, _SFT),
                 lanes=self.policy.lanes,
+                phases=self.policy.phases,
             )
         if isinstance(config, RejectionConfig):
             return RejectionSampler(

@@ -113,7 +113,7 @@ class GRPO:
         self._policy, self._optimizer, self._config = policy, optimizer, config
         self._stream, self._seed = stream, seed
         on_cuda = policy.network.device.type == "cuda"
-        self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0)
+        self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0, policy.phases)
         self._next = 0
         """Problems used up."""
         self._rollouts = 0
@@ -277,7 +277,8 @@ class GRPO:
         for experts_MNK in sums.experts:
             self._balance.count(experts_MNK.unbind())
         try:
-            norm = check_norm(self._optimizer.step(rate))
+            with self._policy.phases.phase("optimiser", lambda costs: costs.optimizer_step()):
+                norm = check_norm(self._optimizer.step(rate))
         except NonFiniteGradient:
             self._minibatches = []
             raise TrainingStopped(
@@ -302,19 +303,21 @@ class GRPO:
         device = self._policy.network.device
         old_L = to_device(torch.cat([one.sample.logprobs for one in trained]), device)
         sampled_MNK = experts_of([one.sample for one in trained], device)
-        sums = _Sums(tokens=len(old_L))
-        scored = self._score(lane, batch, old_L, sampled_MNK, sums)
-        tokens = TokenBatch(
-            scored.logprobs_L,
-            old_L,
-            batch.lengths_S,
-            to_device(
-                torch.tensor([one.advantage for one in trained], dtype=torch.float64), device
-            ),
-            self._reference_logprobs(batch),
-        )
-        loss, sums.loss = policy_loss(tokens, self._config.loss, normaliser)
-        loss.backward()  # type: ignore[no-untyped-call]
+        advantages_S = torch.tensor([one.advantage for one in trained], dtype=torch.float64)
+        sums, phases = _Sums(tokens=len(old_L)), self._policy.phases
+        with phases.phase("forward"):  # each pass in it says what it cost
+            scored = self._score(lane, batch, old_L, sampled_MNK, sums)
+            tokens = TokenBatch(
+                scored.logprobs_L,
+                old_L,
+                batch.lengths_S,
+                to_device(advantages_S, device),
+                self._reference_logprobs(batch),
+            )
+            loss, sums.loss = policy_loss(tokens, self._config.loss, normaliser)
+        lengths, trained_tokens = batch.packed.lengths, batch.loss_tokens
+        with phases.phase("backward", lambda costs: costs.backward(lengths, trained_tokens)):
+            loss.backward()  # type: ignore[no-untyped-call]
         sums.entropy = scored.entropy_L.sum().double()
         if scored.experts_MNK is not None:
             sums.experts.append(scored.experts_MNK)

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Final
 
 from forethought.engines.machine import cores
+from forethought.engines.phases import SILENT, Phases
 from forethought.problems.problem import Problem
 from forethought.training.judging import Judge, Judged
 
@@ -50,12 +51,14 @@ class JudgePool:
     """``workers`` processes that judge with copies of ``judge``; 0: nothing is started.
 
     `submit` samples as they are finished, then `results`. Workers start with the first sample and
-    live until `close`. Used from one thread.
+    live until `close`. Used from one thread. ``phases`` hear of verdicts that are given here, and
+    of waiting for those of workers.
     """
 
-    def __init__(self, judge: Judge, workers: int) -> None:
+    def __init__(self, judge: Judge, workers: int, phases: Phases = SILENT) -> None:
         self._judge = judge
         self._workers = workers
+        self._phases = phases
         self._threads: list[threading.Thread] = []
         self._tasks: queue.SimpleQueue[list[_Task] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[list[tuple[int, Judged]]] = queue.SimpleQueue()
@@ -79,8 +82,9 @@ class JudgePool:
         judge raised, were it asked here."""
         self._send()
         found: dict[int, Judged] = {}
-        while len(found) < self._submitted:
-            found.update(self._done.get())
+        with self._phases.phase("verdicts", calls=self._submitted):
+            while len(found) < self._submitted:
+                found.update(self._done.get())
         self._submitted = 0
         return [found[number] for number in range(len(found))]
 
@@ -93,7 +97,8 @@ class JudgePool:
         if self._threads:
             self._tasks.put(tasks)
         else:
-            self._done.put(_judged_by(self._judge, tasks))
+            with self._phases.phase("verdicts", calls=0):
+                self._done.put(_judged_by(self._judge, tasks))
 
     def _start(self) -> None:
         self._sent = True

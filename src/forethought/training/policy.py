@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from forethought.engines.phases import SILENT, Phases
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import Rollout, RolloutSample
 from forethought.models.causal_lm import CausalLM
@@ -42,7 +43,10 @@ class Scored:
 
 
 class Policy:
-    """A network and everything that turns problems into samples of it. One set of weights."""
+    """A network and everything that turns problems into samples of it. One set of weights.
+
+    ``phases`` hear of the samples' and the passes' parts, from whoever computes them.
+    """
 
     def __init__(
         self,
@@ -52,7 +56,9 @@ class Policy:
         *,
         sampling_threads: int | None = None,
         lanes: Lanes | None = None,
+        phases: Phases = SILENT,
     ) -> None:
+        self.phases = phases
         self._sampling_threads = sampling_threads
         self._samplers: dict[tuple[int, bool], CudaRollout] = {}
         self._prompt: tuple[Problem, tuple[int, ...]] | None = None
@@ -91,6 +97,7 @@ class Policy:
             vocabulary=self.tokenizer.size,
             rows=rows,
             record_experts=record_experts,
+            phases=self.phases,
         )
         with _threads(self._sampling_threads):
             groups = rollout.sample(prompts, n, seeds, sampling, max_tokens)
@@ -112,6 +119,7 @@ class Policy:
                 vocabulary=self.tokenizer.size,
                 rows=rows,
                 record_experts=record_experts,
+                phases=self.phases,
             )
         return self._samplers[key]
 
@@ -148,6 +156,9 @@ class Policy:
 
     def score_with(self, network: CausalLM, batch: PackedBatch, temperature: float) -> Scored:
         """As :meth:`score`, of any network of this shape (the reference); experts are not told."""
+        self.phases.count(
+            "forward", lambda costs: costs.forward(batch.packed.lengths, batch.loss_tokens)
+        )
         hidden_1ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
         logprobs_L, entropy_L = token_logprobs(
             rows_of(hidden_1ND, batch.rows_L),

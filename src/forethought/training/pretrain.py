@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from forethought.engines.phases import SILENT, Phases
 from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
 from forethought.training.config import PretrainConfig
@@ -38,6 +39,7 @@ class Pretrainer:
         *,
         workers: int = 0,
         lanes: Lanes | None = None,
+        phases: Phases = SILENT,
     ) -> None:
         self.steps, self.number = config.steps, 0
         self._config = config
@@ -52,6 +54,7 @@ class Pretrainer:
             balance=config.balance,
             mtp_weight=config.mtp_weight,
             lanes=lanes,
+            phases=phases,
         )
         self._guard = SpikeGuard(config.spike_factor)
         self._next = 0

@@ -53,6 +53,7 @@ class RejectionSampler:
             micro_batch_tokens=config.micro_batch_tokens,
             balance=config.balance,
             lanes=policy.lanes,
+            phases=policy.phases,
         )
 
     @property
@@ -92,7 +93,8 @@ class RejectionSampler:
         for problem, group in zip(problems, groups, strict=True):
             good = []
             for sample in group:
-                judged = self._judge.judge(problem, sample.ids)
+                with self._policy.phases.phase("verdicts"):
+                    judged = self._judge.judge(problem, sample.ids)
                 tokens += len(sample.ids)
                 total += 1
                 right += judged.verdict.correct

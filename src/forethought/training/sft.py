@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from forethought.dialogue.messages import Message
+from forethought.engines.phases import SILENT, Phases
 from forethought.errors import UserError
 from forethought.models.causal_lm import CausalLM
 from forethought.training.batches import TokenSequence
@@ -40,6 +41,7 @@ class FineTuner:
         seed: int,
         *,
         lanes: Lanes | None = None,
+        phases: Phases = SILENT,
     ) -> None:
         self.steps, self.number = config.steps, 0
         self._config = config
@@ -63,6 +65,7 @@ class FineTuner:
             micro_batch_tokens=config.micro_batch_tokens,
             balance=config.balance,
             lanes=lanes,
+            phases=phases,
         )
 
     @property

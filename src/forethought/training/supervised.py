@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 
+from forethought.engines.phases import SILENT, Phases
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.deepseek_v3.balance import expert_load, packed_balance_loss, update_bias
@@ -84,7 +85,7 @@ class Supervised:
     """Next-token prediction on packed sequences, normalised over the whole optimiser step.
 
     ``vocabulary``: rows of the head that exist as tokens; the padding above is never predicted.
-    ``lanes``: those of ``network``; one by default.
+    ``lanes``: those of ``network``; one by default. ``phases`` hear of passes and updates.
     """
 
     def __init__(
@@ -97,9 +98,11 @@ class Supervised:
         balance: BalanceConfig,
         mtp_weight: float = 0.0,
         lanes: Lanes | None = None,
+        phases: Phases = SILENT,
     ) -> None:
         self.network = network
         self._lanes = lanes or Lanes(network)
+        self._phases = phases
         self.optimizer = optimizer
         self._vocabulary = vocabulary
         self._budget = micro_batch_tokens
@@ -149,8 +152,10 @@ class Supervised:
         sums = _summed(shares)
         if check is not None:
             check(sums["loss"])
+        mtp = self._mtp_weight > 0
         try:
-            norm = check_norm(self.optimizer.step(learning_rate))
+            with self._phases.phase("optimiser", lambda costs: costs.optimizer_step(mtp=mtp)):
+                norm = check_norm(self.optimizer.step(learning_rate))
         except NonFiniteGradient:
             raise TrainingStopped(
                 f"the gradient is not finite (loss {sums['loss']:.4g}): lower "
@@ -180,6 +185,29 @@ class Supervised:
         recorder: RoutingRecorder,
     ) -> _Pass:
         """Add the gradient of one micro-batch's share of the step's loss."""
+
+        def computed() -> tuple[tuple[int, ...], int, int | None]:
+            second = len(batch.second_rows_L) if self._mtp_weight else None
+            return batch.packed.lengths, batch.loss_tokens, second
+
+        with self._phases.phase("forward", lambda costs: costs.forward(*computed())):
+            total, found = self._loss(
+                network, batch, sequences, all_targets, all_sequences, recorder
+            )
+        with self._phases.phase("backward", lambda costs: costs.backward(*computed())):
+            total.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    def _loss(
+        self,
+        network: CausalLM,
+        batch: PackedBatch,
+        sequences: int,
+        all_targets: int,
+        all_sequences: int,
+        recorder: RoutingRecorder,
+    ) -> tuple[torch.Tensor, _Pass]:
+        """One micro-batch's share of the step's loss."""
         head_VD = network.head_weight[: self._vocabulary]
         hidden_ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
         surprise = summed_surprise(rows_of(hidden_ND, batch.rows_L), head_VD, batch.targets_L)
@@ -216,8 +244,7 @@ class Supervised:
             )
             shares["balance_loss"] = balance.detach().double()
             total = total + balance
-        total.backward()  # type: ignore[no-untyped-call]
-        return _Pass(shares, [routing.indices_NK for routing in routings])
+        return total, _Pass(shares, [routing.indices_NK for routing in routings])
 
 
 def _summed(shares: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from forethought.engines.phases import SILENT, Phases
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.cache import RowCache
 from forethought.engines.torch.sampler import RowParameters, Sampler
@@ -55,6 +56,7 @@ class Rollout:
 
     ``ends``: ids that end a sample. ``vocabulary``: only ids below it are drawn. ``rows``: samples
     computed side by side. ``record_experts``: keep each gate's choices (a network with experts).
+    ``phases`` hear of prefill, decode and sampling.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Rollout:
         vocabulary: int,
         rows: int = 128,
         record_experts: bool = False,
+        phases: Phases = SILENT,
     ) -> None:
         self._network = network
+        self.phases = phases
         self._vocabulary = vocabulary
         self._rows = rows
         self._device = network.device
@@ -129,6 +133,7 @@ class _Run:
     ) -> None:
         self.rollout = rollout
         self.network = rollout.network
+        self.phases = rollout.phases
         self.device = rollout.network.device
         self.prompts = [list(prompt) for prompt in prompts]
         self.n, self.seeds, self.sampling, self.max_tokens = n, seeds, sampling, max_tokens
@@ -236,6 +241,10 @@ class _Run:
 
     def _prefill_together(self, prompts: list[int], rows: list[int]) -> None:
         packed = PackedSequences([len(self.prompts[p]) for p in prompts], self.device)
+        with self.phases.phase("prefill", lambda costs: costs.prefill(packed.lengths, len(rows))):
+            self._prefill_packed(prompts, rows, packed)
+
+    def _prefill_packed(self, prompts: list[int], rows: list[int], packed: PackedSequences) -> None:
         ids = [token for p in prompts for token in self.prompts[p]]
         self.cache.prefill_packed(rows, packed)
         hidden_1ND = self.network.hidden(
@@ -267,6 +276,19 @@ class _Run:
 
     def _step(self) -> list[int]:
         """Compute the newest token of every row and draw the next one of each; rows now over."""
+        with self.phases.phase("decode", lambda costs: costs.decode(*self._seen())):
+            logits_BV = self._decode()
+        if self.sampler is None:
+            self.sampler = self._sampler_of(range(len(self.rows)))
+        at = torch.arange(len(self.rows), device=self.device)
+        return self._draw(at, logits_BV, self.sampler)
+
+    def _seen(self) -> tuple[int, int]:
+        """Rows of the step just computed, and tokens that they attended to, themselves included."""
+        return len(self.rows), int(self.lengths_B[: len(self.rows)].sum())
+
+    def _decode(self) -> torch.Tensor:
+        """Logits after the newest token of every row, [B, V]."""
         batch = len(self.rows)
         lengths_B = self.lengths_B[:batch]
         self.cache.decode(lengths_B, int(lengths_B.max()), self.network.dtype)
@@ -274,13 +296,14 @@ class _Run:
         if self.recorder is not None:
             self._keep_experts(self.recorder.indices_MNK())
         self.lengths_B[:batch] += 1
-        if self.sampler is None:
-            self.sampler = self._sampler_of(range(batch))
-        at = torch.arange(batch, device=self.device)
-        return self._draw(at, self.network.logits(hidden_B1D[:, 0]), self.sampler)
+        return self.network.logits(hidden_B1D[:, 0])
 
     def _draw(self, at: torch.Tensor, logits_BV: torch.Tensor, sampler: Sampler) -> list[int]:
         """Draw the next token of the rows ``at`` and take it down; the rows that are over."""
+        with self.phases.phase("sampling", lambda costs: costs.draw(len(at))):
+            return self._drawn(at, logits_BV, sampler)
+
+    def _drawn(self, at: torch.Tensor, logits_BV: torch.Tensor, sampler: Sampler) -> list[int]:
         place = self.drawn_B[at]
         drawn = sampler.sample(logits_BV, place)
         assert drawn.logprobs_B is not None

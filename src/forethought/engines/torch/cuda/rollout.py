@@ -15,19 +15,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 
+from forethought.engines.phases import SILENT, Phases
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.cuda.cache import page_bytes
 from forethought.engines.torch.cuda.collect import Collector
 from forethought.engines.torch.cuda.decoder import Chunk, Decoder, PromptExperts
 from forethought.engines.torch.cuda.draw import IDS, LOGPROBS, Mode
 from forethought.engines.torch.cuda.pages import pages_for
-from forethought.engines.torch.cuda.schedule import Schedule
+from forethought.engines.torch.cuda.schedule import Absorbed, Orders, Schedule
 from forethought.engines.torch.rollout import Rollout, RolloutSample
 from forethought.engines.torch.sampler import check_sampling
 from forethought.errors import UserError
 from forethought.models.causal_lm import CausalLM
+from forethought.models.costs import Cost, CostModel
 from forethought.models.deepseek_v3.routing import RoutingRecorder
 
 OnFinished = Callable[[int, int, RolloutSample], None]
@@ -46,7 +49,8 @@ class CudaRollout:
     computed side by side. ``record_experts``: keep each gate's choices (a network with experts).
     ``most_tokens``: room for prompt and sample in a row; without it there is always enough, with
     it longer requests go to the plain path. ``pages``: the pool's, instead of what rows need and
-    memory holds. It runs on any device, without graphs where there is no CUDA.
+    memory holds. ``phases`` hear of prefill, and of decode and sampling together: a step's graph
+    holds both. It runs on any device, without graphs where there is no CUDA.
     """
 
     def __init__(
@@ -60,8 +64,10 @@ class CudaRollout:
         most_tokens: int | None = None,
         pages: int | None = None,
         graphs: bool = True,
+        phases: Phases = SILENT,
     ) -> None:
         self.network = network
+        self.phases = phases
         self.rows = rows
         self.vocabulary = vocabulary
         self._ends = tuple(ends)
@@ -135,6 +141,7 @@ class CudaRollout:
             vocabulary=self.vocabulary,
             rows=self.rows,
             record_experts=self._recorder is not None,
+            phases=self.phases,
         )
         groups = plain.sample(prompts, n, seeds, sampling, max_tokens)
         if on_finished is not None:
@@ -200,6 +207,7 @@ class _Run:
         on_finished: OnFinished | None,
     ) -> None:
         self._decoder, self._mode, self._on_finished = rollout.decoder, mode, on_finished
+        self._phases = rollout.phases
         self._prompts = prompts
         cache = self._decoder.cache
         assert cache is not None
@@ -231,11 +239,7 @@ class _Run:
         while True:
             orders = self._schedule.plan()
             if orders is not None:
-                for chosen in self._decoder.prepare(orders, self._prompts):
-                    self._keep(chosen)
-                for prompt, _ in self._schedule.samples[len(self._of_ticket) :]:
-                    self._of_ticket.append(self._of_prompt.get(prompt))
-                under_way.append(self._decoder.run(orders, self._mode))
+                under_way.append(self._ordered(orders))
             for ticket in self._schedule.taken_back:
                 self._collector.drop(ticket)
             self._schedule.taken_back.clear()
@@ -245,6 +249,19 @@ class _Run:
             if orders is None or len(under_way) > 1:
                 self._learn(under_way.popleft())
         return [[sample for sample in group if sample is not None] for group in self._results]
+
+    def _ordered(self, orders: Orders) -> Chunk:
+        """The device is told what to do next."""
+        # Without prompts what comes before the steps is a few writes to the table.
+        prefill = self._phases.phase("prefill", lambda costs: self._prefilled(costs, orders))
+        with prefill if orders.prefills else nullcontext():
+            chosen = self._decoder.prepare(orders, self._prompts)
+        for one in chosen:
+            self._keep(one)
+        for prompt, _ in self._schedule.samples[len(self._of_ticket) :]:
+            self._of_ticket.append(self._of_prompt.get(prompt))
+        with self._phases.phase("decode and sampling", calls=orders.steps):
+            return self._decoder.run(orders, self._mode)
 
     def _keep(self, chosen: PromptExperts) -> None:
         for prompt, start, length in zip(
@@ -259,6 +276,7 @@ class _Run:
         drawn_S2R = chunk.drawn_S2R[:steps]
         ids_SR = drawn_S2R[:, IDS].numpy()
         absorbed = self._schedule.absorb(chunk.orders.tickets_B, ids_SR)
+        self._phases.count("decode and sampling", lambda costs: self._decoded(costs, absorbed))
         experts = None if chunk.experts_SRMK is None else chunk.experts_SRMK[:steps].numpy()
         logprobs_SR = drawn_S2R[:, LOGPROBS].numpy().view("float32")
         self._collector.add(absorbed, ids_SR, logprobs_SR, experts)
@@ -271,3 +289,22 @@ class _Run:
             self._results[prompt][index] = sample
             if self._on_finished is not None:
                 self._on_finished(prompt, index, sample)
+
+    def _prefilled(self, costs: CostModel, orders: Orders) -> Cost:
+        """What the prompts of these orders cost: all but the last token of each."""
+        total = Cost()
+        for one in orders.prefills:
+            total += costs.prefill([len(self._prompts[at]) - 1 for at in one.prompts])
+        return total
+
+    def _decoded(self, costs: CostModel, absorbed: Absorbed) -> Cost:
+        """What the tokens that a chunk drew cost; rows that stand still cost nothing here."""
+        prompts = [len(self._prompts[self._schedule.samples[at][0]]) for at in absorbed.tickets]
+        # The first token of a sample is drawn by the step that computes the prompt's last one.
+        first_N = np.array(prompts, dtype=np.int64) + absorbed.before
+        total = Cost()
+        for step in range(int(absorbed.counts.max(initial=0))):
+            alive_N = absorbed.counts > step
+            rows, context = int(alive_N.sum()), int((first_N[alive_N] + step).sum())
+            total += costs.decode(rows, context) + costs.draw(rows)
+        return total
