@@ -4,7 +4,10 @@ From the one base model of a finished run, the same seconds on the same cores go
 
 - further pretraining on the same documents (a new warm-up and decay),
 - rejection sampling: sample the base, keep what is right and well formed, fine-tune on it,
-- RL with two seeds.
+- the same in four rounds, each with the newest weights (for what it is worth),
+- RL with two seeds,
+
+and 60 seconds into further pretraining, which says whether the base had converged.
 
 Every arm is evaluated on the same held-out problems with the same noise; standard errors are over
 problems, and differences are paired. Evaluations and the making of states are not counted.
@@ -40,6 +43,8 @@ from forethought.training.config import (
 
 SAMPLES = 4
 """Of each held-out problem in the final evaluations."""
+PLATEAU_SECONDS = 60
+ROUNDS = 4
 SAMPLING_SHARE = 0.5
 """Of rejection sampling's seconds: the rest goes into fine-tuning on what was kept."""
 
@@ -109,37 +114,41 @@ def arms(run: Path) -> dict[str, tuple[object, int]]:
     pretrain = next(stage for stage in recipe.stages if isinstance(stage, PretrainConfig))
     budget = sum(seconds_of(run, "rl"))
     step = sum(seconds_of(run, "pretrain")) / pretrain.steps
-    more = math.ceil(budget / step)
     problems = math.ceil(SAMPLING_SHARE * budget / sampling_rate(run) / rl.group_size)
     tuned = math.ceil((1 - SAMPLING_SHARE) * budget / step)
-    rate = pretrain.optimizer.learning_rate
     quiet = {"evaluate_every": 0, "save_every": 10**6}
-    further = pretrain.model_copy(
-        update={
-            **quiet,
-            "steps": more,
-            "optimizer": pretrain.optimizer.model_copy(
-                update={"warmup_steps": min(20, more), "decay_steps": more // 2}
-            ),
-        }
-    )
-    rejection = RejectionConfig(
-        steps=tuned,
-        problems=problems,
-        group_size=rl.group_size,
-        keep=rl.group_size // 2,
-        batch_conversations=48,
-        max_tokens=rl.max_tokens,
-        micro_batch_tokens=pretrain.micro_batch_tokens,
-        optimizer=OptimizerConfig(
-            learning_rate=rate / 4, warmup_steps=min(10, tuned), decay_steps=tuned // 2
-        ),
-        **quiet,
-    )
     again = rl.model_copy(update=quiet)
+
+    def further(seconds: float) -> PretrainConfig:
+        steps = math.ceil(seconds / step)
+        change = {"warmup_steps": min(20, steps), "decay_steps": steps // 2}
+        optimizer = pretrain.optimizer.model_copy(update=change)
+        return pretrain.model_copy(update={**quiet, "steps": steps, "optimizer": optimizer})
+
+    def rejection(rounds: int) -> RejectionConfig:
+        steps = math.ceil(tuned / rounds)
+        return RejectionConfig(
+            steps=steps,
+            rounds=rounds,
+            problems=math.ceil(problems / rounds),
+            group_size=rl.group_size,
+            keep=rl.group_size // 2,
+            batch_conversations=48,
+            max_tokens=rl.max_tokens,
+            micro_batch_tokens=pretrain.micro_batch_tokens,
+            optimizer=OptimizerConfig(
+                learning_rate=pretrain.optimizer.learning_rate / 4,
+                warmup_steps=min(10, steps),
+                decay_steps=min(steps, tuned // 2),
+            ),
+            **quiet,
+        )
+
     return {
-        "further pretraining": (further, recipe.seed + 1),
-        "rejection sampling, then SFT": (rejection, recipe.seed),
+        f"{PLATEAU_SECONDS} s of pretraining": (further(PLATEAU_SECONDS), recipe.seed + 1),
+        "further pretraining": (further(budget), recipe.seed + 1),
+        "rejection sampling, then SFT": (rejection(1), recipe.seed),
+        f"the same in {ROUNDS} rounds": (rejection(ROUNDS), recipe.seed),
         "RL, seed 1": (again, recipe.seed),
         "RL, seed 2": (again, recipe.seed + 1),
     }
@@ -178,8 +187,9 @@ def report(results: dict[str, tuple[float, list[float]]], budget: float, took: f
         print(f"| {name} | {seconds:.0f} | {mean:.3f} | {error:.3f} |")
         figures[name] = {"seconds": round(seconds, 1), "pass_at_1": mean, "stderr": error}
     print(f"\n| ahead by | pass@1 | standard error (paired) |\n|{'---|' * 3}")
+    rounds = f"the same in {ROUNDS} rounds"
     for mine in ("RL, seed 1", "RL, seed 2"):
-        for other in ("further pretraining", "rejection sampling, then SFT"):
+        for other in ("further pretraining", "rejection sampling, then SFT", rounds):
             pairs = zip(results[mine][1], results[other][1], strict=True)
             mean, error = mean_and_error([a - b for a, b in pairs])
             print(f"| {mine} over {other} | {mean:.3f} | {error:.3f} |")
