@@ -4,7 +4,7 @@
 #   make ask Q="What's 2+2?"     ask another
 #   make test                    the tests (make test-slow: the long ones)
 #   make check                   formatting, lint, types, who may import whom
-#   make audit                   hostile and odd answers to every bundled problem family
+#   make audit                   hostile and odd answers to every verifier
 #   make bench                   every script in benchmarks/
 #   make clean                   remove .venv and everything made by the tools
 
@@ -72,6 +72,8 @@ check: $(VENV)/.all
 
 audit: $(VENV)/.all
 	@$(BIN)/forethought problems audit
+	@echo "Other makers' verifiers, in their sandbox" >&2
+	@$(BIN)/python -m pytest -q tests/evaluation/test_audit_adapted.py
 
 bench: $(VENV)/.all
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(BIN)/python $$script; done

@@ -50,7 +50,7 @@ class AuditRow:
         return not self.false_accepts and self.false_rejects <= MOST_FALSE_REJECTS * self.right
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     """What a hostile or odd sample is made of: ``wrong`` and ``other`` (the gold of another
     problem) are known to be wrong."""
 
@@ -61,7 +61,7 @@ class _Case(NamedTuple):
     rng: Random
 
 
-_Kind = Callable[[_Case], Sequence[str]]
+_Kind = Callable[[Case], Sequence[str]]
 """A way to go wrong (or odd): texts, of which one is drawn."""
 
 
@@ -70,11 +70,11 @@ def audit(chosen: Sequence[Family] | None = None) -> list[AuditRow]:
 
     The same rows every time. Needs the library ``tokenizers``.
     """
-    tokenizer = _tokenizer()
+    tokenizer = audit_tokenizer()
     return [_Auditor(one, tokenizer).row() for one in chosen or families(BUNDLED)]
 
 
-def _tokenizer() -> TrainedTokenizer:
+def audit_tokenizer() -> TrainedTokenizer:
     """A small one: bytes, special tokens, and merges for the long texts."""
     return train_tokenizer([_FILLER], MIN_VOCABULARY + 100)
 
@@ -117,7 +117,7 @@ class _Auditor:
 
     def _hostile(self) -> Iterator[tuple[str, Problem, str]]:
         """Three in four of the kinds that all families share, in turn."""
-        kinds = list(_HOSTILE.items())
+        kinds = list(HOSTILE.items())
         for number in count():
             turn, own = number - number // 4, number % 4 == 3
             name, kind = kinds[turn % len(kinds)]
@@ -146,7 +146,7 @@ class _Auditor:
                     yield "odd form", case.problem, _reply(_tagged(odd[turn % len(odd)]))
                     break
 
-    def _cases(self, number: int, turn: int) -> Iterator[_Case]:
+    def _cases(self, number: int, turn: int) -> Iterator[Case]:
         """Cases for sample ``number``, all of one level and language; these change with each."""
         one, rng = self._family, Random(_SEED * 1_000_003 + number)
         # Every turn of a kind moves on by a level and to the other language.
@@ -157,7 +157,7 @@ class _Auditor:
             other = one.problem(level, rng.getrandbits(32), language).answer
             wrong = one.wrong_answer(problem, rng)
             if len(self._wrong_ones(problem, [wrong, other])) == 2:
-                yield _Case(problem, problem.answer, wrong, other, rng)
+                yield Case(problem, problem.answer, wrong, other, rng)
         raise AssertionError(f"{one.name} level {level} has no wrong answers to audit with")
 
     def _wrong_ones(self, problem: Problem, texts: Sequence[str]) -> list[str]:
@@ -194,7 +194,7 @@ _WIDE_LETTERS: Final = {code: code + 0xFEE0 for code in (*range(65, 91), *range(
 _FILLER: Final = "It is not easy to say, so let me go through all of it again, word by word. " * 70
 
 
-def _disguised(case: _Case) -> list[str]:
+def _disguised(case: Case) -> list[str]:
     """The right answer in digits or letters that are not ASCII."""
     texts = [case.right.translate(table) for table in (*_DISGUISES, _WIDE_LETTERS)]
     return [text for text in texts if text != case.right] or [
@@ -202,7 +202,7 @@ def _disguised(case: _Case) -> list[str]:
     ]
 
 
-def _two(case: _Case) -> list[str]:
+def _two(case: Case) -> list[str]:
     """The right and a wrong answer, in either order."""
     joints = (" or ", " and ", ", ", " / ", "\n", " = ", "; ", " | ", " 或 ", "，", " -> ", " not ")
     pairs = ((case.right, case.wrong), (case.wrong, case.right))
@@ -385,7 +385,7 @@ def _within_reply(kind: _Kind) -> _Kind:
     return lambda case: [_reply(_tagged(text)) for text in kind(case)]
 
 
-_HOSTILE: Final[dict[str, _Kind]] = {
+HOSTILE: Final[dict[str, _Kind]] = {
     **{name: _within_reply(kind) for name, kind in _FINAL_ANSWERS.items()},
     **_WHOLE_SAMPLES,
 }

@@ -9,12 +9,16 @@ for math-verify 0.9.0):
   (Hendrycks et al. 2021): the bare values are compared, so that 0.5 is not 50%.
 - A reference in words (``\text{Evelyn}``) is compared as text.
 - Words after a number are its unit and do not matter, unless they multiply it ("5 million").
-- Several numbers among words are no final answer; math-verify would take the last.
+- Several numbers among words, several lines, and "1 = 2" are no final answer: math-verify would
+  take the last.
+- Code, markup, JSON and "not equal" are no answer: math-verify would take the number in them.
+- Neither is what holds characters that nobody sees, or letters that only look like ASCII.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import Final
 
@@ -37,7 +41,14 @@ _DEGREES: Final = re.compile(r"\^\{?\\circ\}?|°|\\degree(?![A-Za-z])")
 _PERCENT: Final = re.compile(r"\\?%|％")
 _TEXT: Final = re.compile(r"\\(?:text|mathrm|textbf|mbox)\{([^{}]*)\}")
 _COMMAND: Final = re.compile(r"\\[A-Za-z]+")
-_WORD: Final = re.compile(r"[^\W\d_]{2,}")
+_WORD: Final = re.compile(r"[^\W\d_]{2,}|[\u4e00-\u9fff]")
+# Python, HTML and JSON around a number, and marks that say that it is another one.
+_CODE: Final = re.compile(r"\blambda\b|\*\*|__|</?[A-Za-z]+/?>|<!--|&#?[A-Za-z0-9]+;|\"")
+# What separates values where it stands between digits, and pairs in brackets.
+_BETWEEN: Final = re.compile(r"[|;，、；→]|->|\\to(?![A-Za-z])")
+_PAIR: Final = re.compile(r"[\[(][^()\[\]]*,[^()\[\]]*[\])]")
+_THOUSANDS: Final = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_OTHERWISE: Final = re.compile(r"≠|≈|\\n(?:e|eq|ot)(?![A-Za-z])|\\approx|^\s*(?:~|!)")
 # "18 dollars", "18\\text{ dollars}": what the number counts.
 _UNIT: Final = re.compile(
     r"\s*(?:\\(?:text|mathrm|mbox)\{[^{}0-9]*\}|\s[A-Za-z]{2,}(?: [A-Za-z]+)*)$"
@@ -94,6 +105,9 @@ class MathVerifier:
         """The verdict on a final answer. Raises UserError where there is no sandbox to be had."""
         if len(answer) > LONGEST:
             return wrong("too long for a final answer")
+        refused = _refuse(gold, answer) if _squeezed(gold) != _squeezed(answer) else None
+        if refused is not None:
+            return refused
         gold, answer = tidy(gold), tidy(answer)
         if not answer:
             return wrong("empty")
@@ -121,6 +135,40 @@ class MathVerifier:
 
 def _bare(text: str) -> str:
     return _DEGREES.sub("", _PERCENT.sub("", text)).strip()
+
+
+def _refuse(gold: str, answer: str) -> Verdict | None:
+    """The verdict on what is no final answer at all, whatever value stands in it; else None."""
+    text = answer.strip()
+    if any(_is_unseen(letter) for letter in text):
+        return wrong("has characters that cannot be seen or only look like others")
+    if _CODE.search(text) and not _CODE.search(gold):
+        return wrong("reads like code or markup, not like an answer")
+    if "\n" in text and "\\begin" not in text:
+        return wrong("several lines")
+    if _OTHERWISE.search(text) and not _OTHERWISE.search(gold):
+        return wrong("says what the answer is not, or about what it is")
+    sides = [number(_bare(side)) for side in text.split("=")]
+    if len({side for side in sides if side is not None}) > 1:
+        return wrong("several values")
+    if number(_bare(gold)) is not None and _has_several(_THOUSANDS.sub("", text)):
+        return wrong("several values")
+    return None
+
+
+def _has_several(text: str) -> bool:
+    digits = [match.start() for match in _DIGITS.finditer(text)]
+    apart = bool(digits) and _BETWEEN.search(text, digits[0], digits[-1]) is not None
+    return apart or _PAIR.search(text) is not None
+
+
+def _is_unseen(letter: str) -> bool:
+    if letter.isascii():
+        return unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"
+    plain = unicodedata.normalize("NFKC", letter)
+    return unicodedata.category(letter) in {"Cc", "Cf", "Mn", "Me"} or (
+        plain != letter and plain.isascii() and plain.isalpha()
+    )
 
 
 def _decide(gold: str, answer: str) -> Verdict | None:
