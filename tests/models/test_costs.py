@@ -195,8 +195,7 @@ def weights(network: CausalLM) -> int:
     return sum(
         tensor.nbytes
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]
-        if not name.startswith(("mtp.", "rotary"))
-        and (tied or name != "model.embed_tokens.weight")
+        if not name.startswith(("mtp.", "rotary")) and (tied or name != "model.embed_tokens.weight")
     )
 
 
