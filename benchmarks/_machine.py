@@ -32,23 +32,12 @@ _tee = Tee()
 sys.stdout = _tee
 
 
-def cpu() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def describe() -> str:
     """One line: processor, cores, versions, date."""
-    from forethought.engines.machine import cores
+    from forethought.engines.machine import cores, processor
 
     return (
-        f"{cpu()}, {cores()[1]} threads allowed; Python {platform.python_version()}, "
+        f"{processor()}, {cores()[1]} threads allowed; Python {platform.python_version()}, "
         f"xllamacpp {version('xllamacpp')}, forethought {version('forethought')}; "
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     )

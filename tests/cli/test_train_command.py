@@ -129,6 +129,20 @@ def test_a_run_ends_with_a_model_and_one_json(cli: Cli, quick: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_a_profile_is_printed_at_the_end_and_kept(cli: Cli, quick: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = cli("train", str(quick), "--out", str(out), "--profile", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"]  # and nothing else
+    text = (out / "profile" / "phases.txt").read_text()
+    assert done.stderr.decode().endswith(f"{text}Done: {out}\n")
+    assert text.startswith("Where the time went: tiny, ")
+    assert {path.name for path in (out / "profile").iterdir()} == {
+        "phases.json", "phases.txt", "trace-pretrain.json.gz", "trace-rl.json.gz"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_at_once(home: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "slow.toml"
     recipe.write_text(QUICK + 'reward.own = "slow.py:reward"\n')
@@ -187,6 +201,8 @@ def test_a_dry_run_trains_nothing(cli: Cli, quick: Path, tmp_path: Path) -> None
          "--threads must be from 1 to 512, not 0."),
         (("quick.toml", "--dry-run", "--resume"),
          "--dry-run and --resume exclude each other: leave one out."),
+        (("quick.toml", "--dry-run", "--profile"),
+         "--dry-run and --profile exclude each other: leave one out."),
         (("quick.toml", "--out", "quick.toml"), None),
         (("quick.toml", "--out", "nowhere", "--resume"), None),
         (("nowhere.toml", "--out", "run"), "there is no recipe FOLDER/nowhere.toml: check the "
@@ -195,7 +211,7 @@ def test_a_dry_run_trains_nothing(cli: Cli, quick: Path, tmp_path: Path) -> None
         (("quick.toml", "--ouput", "run"),
          "there is no option --ouput (did you mean --out?). See: forethought train --help"),
     ],
-    ids=range(9),
+    ids=range(10),
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(
     arguments: tuple[str, ...], said: str | None, cli: Cli, quick: Path

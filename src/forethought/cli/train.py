@@ -63,6 +63,13 @@ def train(
         bool,
         typer.Option("--tensorboard", help="Write the metrics for TensorBoard, too."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Write where the time goes, and traces of a few steps, to DIR/profile.",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
     unsafe_no_sandbox: Annotated[
         bool,
@@ -87,8 +94,11 @@ def train(
     def run() -> int:
         if dry_run:
             require(not resume, "--dry-run and --resume exclude each other: leave one out.")
+            require(not profile, "--dry-run and --profile exclude each other: leave one out.")
             return _dry_run(asked, as_json=as_json)
-        return _train(asked, resume=resume, tensorboard=tensorboard, as_json=as_json)
+        return _train(
+            asked, resume=resume, tensorboard=tensorboard, profile=profile, as_json=as_json
+        )
 
     return run
 
@@ -151,7 +161,7 @@ def _dry_run(asked: _Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _train(asked: _Asked, *, resume: bool, tensorboard: bool, as_json: bool) -> int:
+def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_json: bool) -> int:
     if not asked.out:
         raise UserError("train needs --out DIR, the folder of the run (or --dry-run).")
     from forethought.paths import expand
@@ -168,8 +178,13 @@ def _train(asked: _Asked, *, resume: bool, tensorboard: bool, as_json: bool) -> 
                 resume=resume,
                 monitor=display,
                 tensorboard=tensorboard,
+                profile=profile,
                 adapters=adapters,
             )
+    if profile:
+        from forethought.training.run_files import PHASES_TEXT, PROFILE
+
+        note((result.path / PROFILE / PHASES_TEXT).read_text("utf-8").rstrip())
     if as_json:
         print_json(
             {

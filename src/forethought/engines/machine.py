@@ -1,8 +1,9 @@
-"""What this machine has: memory and cores. Standard library only."""
+"""What this machine has: memory, cores, its processor's name. Standard library only."""
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -59,3 +60,14 @@ def cores() -> tuple[int, int]:
         except OSError:
             physical = set()
     return len(physical) or logical, logical
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

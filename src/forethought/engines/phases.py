@@ -13,6 +13,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from forethought.models.costs import Cost, CostModel
 
 PhaseName: TypeAlias = Literal[
+    "documents",
     "prefill",
     "decode",
     "sampling",
@@ -22,8 +23,9 @@ PhaseName: TypeAlias = Literal[
     "backward",
     "optimiser",
 ]
-"""``decode``: steps up to their logits; ``sampling``: tokens drawn from them; ``decode and
-sampling``: both, where one graph holds them. ``verdicts``: judging, or waiting for who judges."""
+"""``documents``: making and tokenising what is trained on, or waiting for who does. ``decode``:
+steps up to their logits; ``sampling``: tokens drawn from them; ``decode and sampling``: both, where
+one graph holds them. ``verdicts``: judging, or waiting for who judges."""
 
 Work: TypeAlias = Callable[[CostModel], Cost]
 """What was computed, asked for only where it is counted."""

@@ -33,14 +33,16 @@ def train(
     seed: int | None = None,
     threads: int | None = None,
     tensorboard: bool = False,
+    profile: bool = False,
     unsafe_no_sandbox: bool = False,
 ) -> RunResult:
     """Run a recipe (the name of a bundled one, or a TOML file) in the folder ``out``.
 
     ``out`` becomes a Hugging Face folder at the end. ``resume`` goes on with the run that is there.
-    ``seed`` and ``threads`` take the place of the recipe's. ``unsafe_no_sandbox`` grades the
-    problems of reasoning-gym, GSM8K and MATH without isolation. Raises UserError for a mistake in
-    the recipe or the folder, ModelError where training cannot go on; the state is saved then.
+    ``seed`` and ``threads`` take the place of the recipe's. ``profile`` writes where the time goes
+    to ``out/profile``. ``unsafe_no_sandbox`` grades the problems of reasoning-gym, GSM8K and MATH
+    without isolation. Raises UserError for a mistake in the recipe or the folder, ModelError where
+    training cannot go on; the state is saved then.
     """
     let_threads_sleep()
     try:
@@ -60,5 +62,6 @@ def train(
             resume=resume,
             monitor=monitor,
             tensorboard=tensorboard,
+            profile=profile,
             adapters=adapters,
         )

@@ -26,6 +26,7 @@ from forethought.errors import ModelError
 from forethought.evaluation.held_out import evaluate, film_frames
 from forethought.problems.adapters.adapters import Adapters
 from forethought.recipes.canonical import flat_values
+from forethought.recipes.profile import NO_PROFILE, Profile, Profiler
 from forethought.recipes.reading import LoadedRecipe, open_adapters
 from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
@@ -67,10 +68,12 @@ def train(
     resume: bool = False,
     monitor: Monitor | None = None,
     tensorboard: bool = False,
+    profile: bool = False,
     adapters: Adapters | None = None,
 ) -> RunResult:
     """Run a recipe in the folder ``out``, or go on with the run that is there.
 
+    ``profile`` writes where the time goes to a folder in it (`recipes.profile`).
     ``adapters`` find and grade other makers' problems; by default they are opened for the run, with
     a sandbox. Raises UserError for a folder that holds another run, or nothing to resume;
     ModelError where training cannot go on (`TrainingStopped`: after the state was saved).
@@ -83,6 +86,7 @@ def train(
                 resume=resume,
                 monitor=monitor,
                 tensorboard=tensorboard,
+                profile=profile,
                 adapters=own,
             )
     threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
@@ -95,7 +99,11 @@ def train(
         folder = RunFolder.create(out, identity, recipe.text, keep=keep)
     torch.set_num_threads(threads)
     with folder, open_board(out, tensorboard) as board:
-        return _Run(recipe, folder, monitor or Silent(), board, adapters).run()
+        profiler = Profile(out) if profile else NO_PROFILE
+        try:
+            return _Run(recipe, folder, monitor or Silent(), board, adapters, profiler).run()
+        finally:
+            profiler.finish()
 
 
 def run_identity(
@@ -133,6 +141,7 @@ class _Run:
         monitor: Monitor,
         board: Board,
         adapters: Adapters,
+        profile: Profiler,
     ) -> None:
         self.recipe = recipe.recipe
         self.adapters = adapters
@@ -144,7 +153,8 @@ class _Run:
         self.monitor = monitor
         self.board = board
         saved = folder.restore()
-        self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters)
+        self.profile = profile
+        self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters, profile.phases)
         self._keep_tokenizer()
         self.problems = self.shop.held_out()
         self.labels = _labels(self.recipe.stages)
@@ -155,6 +165,7 @@ class _Run:
         self._stage_facts: Facts | None = None
         if saved is not None:
             self._load(saved.tensors(), saved.facts)
+        profile.begin(self.recipe, self.shop.network, self.shop.tokenizer.size)
 
     def run(self) -> RunResult:
         while self.at < len(self.recipe.stages):
@@ -187,7 +198,9 @@ class _Run:
         while stage.number < stage.steps:
             started = time.perf_counter()
             try:
-                result = stage.step()
+                number, whole = stage.number, stage.resumable
+                with self.profile.step(label, number, stage.steps, whole=whole):
+                    result = stage.step()
             except TrainingStopped as stop:
                 if stage.number > saved_at or not self.folder.states.numbers():
                     self._save(stage, label)
@@ -244,7 +257,8 @@ class _Run:
     def _evaluate(self, label: str, step: int) -> None:
         started = time.perf_counter()
         config = self.recipe.evaluation
-        found = evaluate(self.shop.policy, self.shop.judge(), self.problems, config, rows=_ROWS)
+        with self.profile.evaluation(label):
+            found = evaluate(self.shop.policy, self.shop.judge(), self.problems, config, rows=_ROWS)
         frames = film_frames(found, self.shop.policy, self.problems, config.film, label, step)
         seconds = time.perf_counter() - started
         self._append(label, step, found.metrics)

@@ -46,6 +46,7 @@ class Pretrainer:
         self._corpus, self._workers = corpus, workers
         self._tokenizer, self._prompter = tokenizer, prompter
         self._optimizer = optimizer
+        self._phases = phases
         self._trainer = Supervised(
             network,
             optimizer,
@@ -70,7 +71,8 @@ class Pretrainer:
     def step(self) -> StepResult:
         before = self._next
         rate = learning_rate(self._config.optimizer, self.number, self.steps)
-        batch = self._batch()
+        with self._phases.phase("documents"):
+            batch = self._batch()
         try:
             metrics = self._trainer.step(batch, rate, self._guard.check)
         except TrainingStopped:

@@ -8,7 +8,8 @@
     film.jsonl      the fixed held-out problems, as each moment's model answers them
     state/          see `forethought.training.state_store`
     tokenizer/      what turns text into ids, from before the first step on
-    checkpoints/    the model after each stage but the last      tensorboard/    if asked for
+    checkpoints/    the model after each stage but the last
+    tensorboard/    if asked for                                 profile/        if asked for
     done.json       there once the run is finished; the model's own files are beside it then
 
 A state holds how long each log was and its SHA-256 up to there, so a resumed run cuts the logs
