@@ -10,17 +10,15 @@ working hold up (DeepSeek-R1 section 2.2 begins from a base model of web text fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import count
-from multiprocessing import get_context
+from itertools import chain, count, cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Final, TypeVar
 
+from forethought.errors import ModelError
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import Language, Problem
 from forethought.problems.registry import Setting
@@ -28,6 +26,7 @@ from forethought.problems.registry import families as families_by_name
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import CorpusConfig
 from forethought.training.prompting import Prompter, reply_text
+from forethought.training.side_process import SideProcess, available, packed
 from forethought.training.tokenizer import TrainedTokenizer
 
 _Made = TypeVar("_Made")
@@ -204,14 +203,8 @@ class Corpus:
 def documents(spec: CorpusSpec, first: int, *, workers: int = 0) -> Iterator[Iterator[Document]]:
     """Documents from number ``first`` on, in order, made by ``workers`` processes (0: by this
     one); what comes does not depend on how many."""
-    with ExitStack() as stack:
-        if workers < 1:
-            corpus = Corpus(spec)
-            yield (corpus[index] for index in count(first))
-            return
-        pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context("spawn")))
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield _from_pool(pool, partial(_make, spec), first, workers)
+    with _made_by(workers, _Documents(spec), first) as made:
+        yield made
 
 
 @contextmanager
@@ -225,55 +218,71 @@ def encoded_documents(
 ) -> Iterator[Iterator[tuple[int, ...]]]:
     """:func:`documents` as token ids. Workers tokenise what they make: a GPU trains on tokens
     faster than one process writes them."""
+    with _made_by(workers, _Encoded(_Documents(spec), tokenizer, prompter), first) as made:
+        yield made
+
+
+@contextmanager
+def _made_by(
+    workers: int, make: Callable[[range], list[_Made]], first: int
+) -> Iterator[Iterator[_Made]]:
+    """What ``make`` makes of the numbers from ``first`` on, one by one. Raises ModelError where a
+    worker ends."""
+    if workers < 1 or not available():
+        yield chain.from_iterable(make(range(at, at + 1)) for at in count(first))
+        return
+    function = packed(make)
     with ExitStack() as stack:
-        if workers < 1:
-            source = stack.enter_context(documents(spec, first))
-            yield (document.ids(tokenizer, prompter) for document in source)
-            return
-        pool = stack.enter_context(
-            ProcessPoolExecutor(
-                workers,
-                mp_context=get_context("spawn"),
-                initializer=_hold_encoder,
-                initargs=(tokenizer, prompter),
-            )
-        )
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield _from_pool(pool, partial(_make_ids, spec), first, workers)
+        helpers = [
+            stack.enter_context(SideProcess[range, list[_Made]](function)) for _ in range(workers)
+        ]
+        yield chain.from_iterable(_chunks(helpers, first))
 
 
-def _from_pool(
-    pool: ProcessPoolExecutor, make: Callable[[int], list[_Made]], first: int, workers: int
-) -> Iterator[_Made]:
-    starts = count(first, _CHUNK)
-    pending = [pool.submit(make, next(starts)) for _ in range(2 * workers)]
-    while True:
-        ready = pending.pop(0)
-        pending.append(pool.submit(make, next(starts)))
-        yield from ready.result()
+def _chunks(
+    helpers: Sequence[SideProcess[range, list[_Made]]], first: int
+) -> Iterator[list[_Made]]:
+    """Each helper makes every so manyth chunk, and has one more to go on with."""
+    turns = cycle(helpers)
+    ahead = zip(cycle(helpers), count(first, _CHUNK), strict=False)
+    try:
+        for helper, start in islice(ahead, 2 * len(helpers)):
+            helper.send(range(start, start + _CHUNK))
+        for helper in turns:
+            made = helper.receive()
+            _, start = next(ahead)
+            helper.send(range(start, start + _CHUNK))
+            yield made
+    except (OSError, EOFError):
+        raise ModelError(
+            f"a process that makes documents ended with code {helper.close()}: what it wrote is "
+            "above; with workers = 0 this process makes them itself."
+        ) from None
 
 
-_encoders: list[tuple[TrainedTokenizer, Prompter]] = []
-"""In a worker: what documents are tokenised with."""
+class _Documents:
+    """Makes documents by their numbers; its copies do too."""
+
+    def __init__(self, spec: CorpusSpec) -> None:
+        self._spec = spec
+        self._corpus: Corpus | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_spec": self._spec, "_corpus": None}
+
+    def __call__(self, numbers: range) -> list[Document]:
+        if self._corpus is None:
+            self._corpus = Corpus(self._spec)
+        return [self._corpus[number] for number in numbers]
 
 
-def _hold_encoder(tokenizer: TrainedTokenizer, prompter: Prompter) -> None:
-    _encoders[:] = [(tokenizer, prompter)]
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Makes documents by their numbers, as token ids."""
 
+    make: _Documents
+    tokenizer: TrainedTokenizer
+    prompter: Prompter
 
-def _make_ids(spec: CorpusSpec, first: int) -> list[tuple[int, ...]]:
-    """In a worker: the documents of one chunk, tokenised."""
-    tokenizer, prompter = _encoders[0]
-    return [document.ids(tokenizer, prompter) for document in _make(spec, first)]
-
-
-_made: dict[str, Corpus] = {}
-
-
-def _make(spec: CorpusSpec, first: int) -> list[Document]:
-    """In a worker: the documents of one chunk."""
-    key = repr(spec)
-    corpus = _made.get(key)
-    if corpus is None:
-        corpus = _made[key] = Corpus(spec)
-    return [corpus[index] for index in range(first, first + _CHUNK)]
+    def __call__(self, numbers: range) -> list[tuple[int, ...]]:
+        return [one.ids(self.tokenizer, self.prompter) for one in self.make(numbers)]

@@ -1,27 +1,20 @@
 """Verdicts on other cores, while the GPU samples on.
 
 Verifiers are pure Python and would hold up the thread that feeds the GPU. Workers are processes of
-their own that run this module: they import nothing of the caller's program, which need not be
-written for being imported again. A judge that cannot be sent to them (an own reward of somebody's
-script, an adapter with an open sandbox) is asked here, and so is whatever a worker could not do.
+their own (`forethought.training.side_process`). A judge that cannot be sent to them (an own reward
+of somebody's script, an adapter with an open sandbox) is asked here, and so is whatever a worker
+could not do.
 
 What comes back is in the order of the samples and does not depend on how many workers there are.
 """
 
 from __future__ import annotations
 
-import os
 import queue
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Final
 
@@ -29,6 +22,7 @@ from forethought.engines.machine import cores
 from forethought.engines.phases import SILENT, Phases
 from forethought.problems.problem import Problem
 from forethought.training.judging import Judge, Judged
+from forethought.training.side_process import SideProcess, available, packed
 
 _TOGETHER: Final = 32
 """Samples that a worker gets at once."""
@@ -57,7 +51,7 @@ class JudgePool:
 
     def __init__(self, judge: Judge, workers: int, phases: Phases = SILENT) -> None:
         self._judge = judge
-        self._workers = workers
+        self._workers = workers if available() else 0
         self._phases = phases
         self._threads: list[threading.Thread] = []
         self._tasks: queue.SimpleQueue[list[_Task] | None] = queue.SimpleQueue()
@@ -103,41 +97,29 @@ class JudgePool:
     def _start(self) -> None:
         self._sent = True
         try:
-            packed = bytes(ForkingPickler.dumps(self._judge))
+            function = packed(_Judges(self._judge))
         except Exception as error:  # What a part of a judge raises is its own affair.
             warnings.warn(f"verdicts are given in this process, one by one: {error}", stacklevel=3)
             return
         for _ in range(self._workers):
-            thread = threading.Thread(target=self._serve, args=(packed,), daemon=True)
+            thread = threading.Thread(target=self._serve, args=(function,), daemon=True)
             thread.start()
             self._threads.append(thread)
 
-    def _serve(self, packed: bytes) -> None:
+    def _serve(self, function: bytes) -> None:
         """One worker's thread: waits without holding the interpreter."""
-        ours, theirs = Pipe()
-        command = [sys.executable, "-m", "forethought.training.judge_pool", str(theirs.fileno())]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with (
-            subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment) as process,
-            ours,
-        ):
-            theirs.close()  # So that the end of the worker is the end of the pipe.
-            greeted = False
+        with SideProcess[list[_Task], list[tuple[int, Judged]]](function) as worker:
             while (tasks := self._tasks.get()) is not None:
+                if self._failed:
+                    self._done.put(_judged_by(self._judge, tasks))
+                    continue
                 try:
-                    if self._failed:
-                        self._done.put(_judged_by(self._judge, tasks))
-                        continue
-                    if not greeted:
-                        ours.send_bytes(packed)
-                        greeted = True
-                    ours.send(tasks)
-                    reply: list[tuple[int, Judged]] = ours.recv()
-                except (OSError, EOFError) as error:
+                    worker.send(tasks)
+                    reply = worker.receive()
+                except (OSError, EOFError):
                     if not self._failed:
                         warnings.warn(
-                            "a judging process failed "
-                            f"({error or f'it ended with {process.wait()}'}): "
+                            f"a judging process ended with code {worker.close()}: "
                             "verdicts are given in this one",
                             stacklevel=1,
                         )
@@ -165,21 +147,15 @@ class JudgePool:
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Judges:
+    """What a worker does with tasks."""
+
+    judge: Judge
+
+    def __call__(self, tasks: Sequence[_Task]) -> list[tuple[int, Judged]]:
+        return _judged_by(self.judge, tasks)
+
+
 def _judged_by(judge: Judge, tasks: Sequence[_Task]) -> list[tuple[int, Judged]]:
     return [(task.number, judge.judge(task.problem, task.ids)) for task in tasks]
-
-
-def _work(calls: Connection) -> None:
-    """A worker: the judge first, then samples until there are no more."""
-    with suppress(EOFError):
-        judge: Judge = calls.recv()
-        while True:
-            calls.send(_judged_by(judge, calls.recv()))
-
-
-if __name__ == "__main__":
-    # The classes that travel are those of the module, not of `__main__`.
-    from forethought.training.judge_pool import _work as work
-
-    with Connection(int(sys.argv[1])) as calls:
-        work(calls)
