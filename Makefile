@@ -5,7 +5,7 @@
 #   make test                    the tests (make test-slow: the long ones)
 #   make check                   formatting, lint, types, who may import whom
 #   make audit                   hostile and odd answers to every verifier
-#   make bench                   every script in benchmarks/
+#   make bench                   every script in benchmarks/, then their figures beside the baselines
 #   make clean                   remove .venv and everything made by the tools
 
 PYTHON ?= python3
@@ -25,7 +25,8 @@ TORCH_ARGS ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # Tests at the same time, each on one thread: a second thread of torch's waits for the others.
 WORKERS ?= 2
-BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+BASELINES := benchmarks/check_baselines.py
+BENCHMARKS = $(filter-out benchmarks/_% $(BASELINES),$(wildcard benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help ask test test-slow check audit bench clean
@@ -77,6 +78,7 @@ audit: $(VENV)/.all
 
 bench: $(VENV)/.all
 	@set -e; for script in $(BENCHMARKS); do echo "$$script" >&2; $(BIN)/python $$script; done
+	@$(BIN)/python $(BASELINES)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -27,6 +27,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -288,6 +289,9 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="transformers beside ours")
     parser.add_argument("--shapes", default="llama,fixed,v3,smollm")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu_sampling: skipped, it needs a CUDA device", file=sys.stderr)
+        return
     shapes, runs = options.shapes.split(","), options.runs
     lengths = json.loads((HERE / "data" / "rollout_lengths.json").read_text())["lengths"]
     print(describe_gpu())
