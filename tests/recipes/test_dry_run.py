@@ -14,6 +14,7 @@ import torch
 
 from forethought.checkpoints.network_config import NetworkConfig
 from forethought.checkpoints.network_tensors import count_parameters
+from forethought.models.costs import CostModel
 from forethought.models.loading import build
 from forethought.recipes.dry_run import DryRun, activation_values, dry_run, odd_rows
 from forethought.recipes.measure import PROMPT_TOKENS
@@ -90,6 +91,22 @@ def test_tokens_and_times_of_each_stage(tiny: DryRun) -> None:
         assert 0 < stage.step_seconds * stage.steps < stage.seconds
     assert tiny.seconds == sum(stage.seconds or 0 for stage in tiny.stages)
     assert not tiny.not_measured
+
+
+def test_flops_of_a_step_are_those_of_its_texts_and_samples(tiny: DryRun, tmp_path: Path) -> None:
+    costs = CostModel(network(tmp_path, GOOD))
+    pretrain, rl = tiny.stages
+    # Documents of 64 tokens; the recipe's network has its MTP module.
+    assert pretrain.flops == costs.training([64] * 8, 512, 512).flops
+    # A step has half of a rollout of 16 samples, four of each problem.
+    texts, loss = [PROMPT_TOKENS + 32] * 8, 8 * 32
+    trained = costs.training(texts, loss).flops
+    drawn = 8 * sum(costs.decode(1, PROMPT_TOKENS + at).flops for at in range(1, 33))
+    prompts = 2 * costs.prefill([PROMPT_TOKENS], 1).flops
+    assert rl.flops == pytest.approx(trained + drawn + prompts, rel=1e-9)
+    reference = facts(tmp_path, changed("group_size = 4", 'group_size = 4\nloss.preset = "grpo"'))
+    assert reference.stages[1].flops - rl.flops == pytest.approx(trained / 3, rel=1e-9)
+    assert f", {rl.flops / 1e6:.3g} MFLOP: " in tiny.as_text()
 
 
 def test_the_facts_are_a_table_and_json(tiny: DryRun) -> None:

@@ -19,6 +19,7 @@ from forethought.checkpoints.network_tensors import (
 )
 from forethought.engines.machine import available_memory
 from forethought.errors import ForethoughtError, UserError
+from forethought.models.costs import CostModel
 from forethought.paths import expand
 from forethought.recipes.measure import (
     PROMPT_TOKENS,
@@ -64,7 +65,8 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class StageFacts:
     """``trained`` and ``sampled``: tokens of one optimiser step, at most (every text as long as it
-    may be). ``seconds``: of a step and of the stage with its evaluations; None if not measured."""
+    may be); ``flops``: of its matrix products (`models.costs`). ``seconds``: of a step and of the
+    stage with its evaluations; None if not measured."""
 
     number: int
     kind: str
@@ -72,6 +74,7 @@ class StageFacts:
     trained: int
     sampled: int
     evaluations: int
+    flops: float = 0.0
     step_seconds: float | None = None
     seconds: float | None = None
 
@@ -178,7 +181,10 @@ def dry_run(loaded: LoadedRecipe) -> DryRun:
         gguf={} if problem else {kind: gguf_bytes(config, kind) for kind in GGUF_BLOCKS},
         gguf_problem=problem,
         odd_rows=() if problem else odd_rows(config),
-        stages=tuple(_stage_facts(n, stage) for n, stage in enumerate(recipe.stages, 1)),
+        stages=tuple(
+            _with_flops(_stage_facts(n, stage), stage, config)
+            for n, stage in enumerate(recipe.stages, 1)
+        ),
         not_measured="",
     )
     if recipe.device == "cpu" and facts.memory.total > facts.available:
@@ -300,6 +306,25 @@ def _stage_facts(number: int, stage: Stage) -> StageFacts:
     return StageFacts(number, stage.kind, steps, trained, sampled, evaluations)
 
 
+def _with_flops(facts: StageFacts, stage: Stage, config: NetworkConfig) -> StageFacts:
+    costs, length = CostModel(config), text_tokens(stage)
+    texts = [length] * (facts.trained // length)
+    texts += [facts.trained % length] if facts.trained % length else []
+    sampling = isinstance(stage, RLConfig | RejectionConfig)
+    loss = max(0, facts.trained - PROMPT_TOKENS * len(texts)) if sampling else facts.trained
+    mtp = loss if isinstance(stage, PretrainConfig) and _with_mtp(config) else None
+    flops = costs.training(texts, loss, mtp).flops
+    if _has_reference(stage):
+        flops += costs.forward(texts, loss).flops
+    if isinstance(stage, RLConfig | RejectionConfig):
+        # Each token sees its prompt and what was drawn before it; a group shares its prompt.
+        seen = PROMPT_TOKENS + (stage.max_tokens + 1) / 2
+        flops += costs.decode(facts.sampled, round(facts.sampled * seen)).flops
+        groups = facts.sampled / (stage.max_tokens * stage.group_size)
+        flops += groups * costs.prefill([PROMPT_TOKENS], 1).flops
+    return replace(facts, flops=flops)
+
+
 def _timed(
     recipe: Recipe, config: NetworkConfig, stages: tuple[StageFacts, ...]
 ) -> tuple[StageFacts, ...]:
@@ -339,6 +364,7 @@ def _stage_text(stage: StageFacts) -> str:
     text = f"{stage.steps:,} steps of at most {stage.trained:,} tokens"
     if stage.sampled:
         text += f" trained and {stage.sampled:,} sampled"
+    text += ", " + _scaled(stage.flops, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
     if stage.step_seconds is not None and stage.seconds is not None:
         text += f": {stage.step_seconds:.2g} s a step, {_duration(stage.seconds)}"
     return text
@@ -354,9 +380,13 @@ def _duration(seconds: float) -> str:
 
 def _size(count: int) -> str:
     """Bytes for people, decimal, as disks count."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
+    return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    """Three digits in the unit that fits; each is a thousand times the one before."""
+    for unit in units[:-1]:
         if value < 1000:
             return f"{value:.3g} {unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{value:.3g} {units[-1]}"
