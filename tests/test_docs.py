@@ -367,7 +367,7 @@ def test_the_files_of_a_run_are_those_of_the_table(trained: Path) -> None:
     named = {name.strip("/") for row in re.findall(r"^\| (`.*?) \|", section, re.M)
              for name in re.findall(r"`([^`]+)`", row)}  # fmt: skip
     there = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
-    assert named - {"report"} <= there
+    assert named - {"report", "profile"} <= there
     others = {"generation_config.json", "tokenizer_config.json", "chat_template.jinja"}
     assert there - named == others
 

@@ -51,8 +51,15 @@ class Tracer:
 
     def begin(self, device: torch.device) -> None:
         """Trace the device, too."""
-        if device.type == "cuda":
-            self._activities.append(ProfilerActivity.CUDA)
+        if device.type != "cuda":
+            return
+        self._activities.append(ProfilerActivity.CUDA)
+        version = tuple(int(part) for part in (torch.version.cuda or "0").split(".")[:2])
+        if version < (12, 6):
+            # Before, captured graphs crash once the profiler has been torn down; torch.profiler
+            # knows it of torch.compile's graphs alone.
+            os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
+            os.environ.setdefault("TEARDOWN_CUPTI", "0")
 
     @property
     def running(self) -> bool:
