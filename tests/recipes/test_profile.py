@@ -395,6 +395,7 @@ def test_a_table_to_the_letter() -> None:
         dtype="float32",
         threads=1,
         lanes=2,
+        processes=2,
         torch="2.11",
         ceilings=most,
         seconds=12.5,
@@ -422,5 +423,6 @@ def test_a_table_to_the_letter() -> None:
         "2.5 s are in no table: start, tokenizer, max, saved states, traces.\n"
         "1 step under the trace are not either: trace-rl.json.gz.\n"
     )
+    assert "what the first of 2 processes computed" in text
     assert text.endswith("a note\n")
     assert json.loads(found.as_json())["sections"][0]["phases"]["forward"]["calls"] == 12

@@ -100,6 +100,7 @@ class Profile:
         self.phases: Phases = self._clock
         self._sections: dict[tuple[str, str], _Section] = {}
         self._traced = 0
+        self._processes = 1
         self._of: tuple[Recipe, CausalLM, Ceilings] | None = None
 
     def begin(self, recipe: Recipe, network: CausalLM, vocabulary: int) -> None:
@@ -108,6 +109,7 @@ class Profile:
         costs = CostModel(network.config, value_bytes=dtype.itemsize, vocabulary=vocabulary)
         self._clock.begin(device, costs)
         self._tracer.begin(device)
+        self._processes = _processes()
         self._of = recipe, network, measure_ceilings(device, dtype)
 
     @contextmanager
@@ -170,6 +172,7 @@ class Profile:
             dtype=str(network.dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
             lanes=recipe.lanes,
+            processes=self._processes,
             torch=torch.__version__,
             ceilings=most,
             seconds=time.perf_counter() - self._began,
@@ -181,6 +184,12 @@ class Profile:
             traces=tuple(self._tracer.files),
             notes=tuple(self._tracer.notes),
         )
+
+
+def _processes() -> int:
+    """How many compute the run together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1
 
 
 def _make_way(folder: Path) -> None:

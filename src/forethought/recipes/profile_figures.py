@@ -118,6 +118,7 @@ class SectionFigures:
 @dataclass(frozen=True, slots=True)
 class ProfileFigures:
     """All of it. ``seconds``: from the beginning of the run in this process to its end.
+    ``processes``: how many compute the run together, of which this is the first.
     ``traced_steps`` were computed under the trace and are in no section."""
 
     recipe: str
@@ -126,6 +127,7 @@ class ProfileFigures:
     dtype: str
     threads: int
     lanes: int
+    processes: int
     torch: str
     ceilings: Ceilings
     seconds: float
@@ -166,6 +168,9 @@ class ProfileFigures:
         yield "FLOP: the matrix products that the mathematics asks for. bytes: weights, gradients,"
         yield "cache, logits and the optimiser's state, each once; no activations. More than 100%"
         yield "of the bandwidth: what was read lay in the processor's own cache."
+        if self.processes > 1:
+            yield f"All of it is what the first of {self.processes} processes computed. What it"
+            yield "waited for the others is in other, or in the phase in which it waited."
         if self.lanes > 1:
             yield f"Seconds of forward and backward are those of {self.lanes} threads added up;"
             yield "shares are of the first one's time. Rates and max are a lane's."
