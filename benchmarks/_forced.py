@@ -81,9 +81,11 @@ class ParityJudge:
         return Judged(reply, verdict, reward, 0.0, 0.0, reward)
 
 
-def forced_policy(network: Any, vocabulary: int) -> Any:
-    """A policy whose samples end where the file says."""
+def forced_policy(network: Any, vocabulary: int, ranks: Any = None) -> Any:
+    """A policy whose samples end where the file says, whichever of the ``ranks`` draws them."""
+    from forethought.training.lanes import Lanes
     from forethought.training.policy import Policy
+    from forethought.training.shared_rollout import gather_samples
 
     plan = lengths()
 
@@ -92,9 +94,18 @@ def forced_policy(network: Any, vocabulary: int) -> Any:
             self, problems: Any, n: int, seeds: Any, sampling: Any, most: int, **more: Any
         ) -> Any:
             fast = self._on_cuda(more["rows"], more["record_experts"] and self.has_experts)
-            prompts = [self.prompter.ids(problem.text) for problem in problems]
-            return fast.sample(
-                prompts, n, seeds, sampling, most, lengths=plan, on_finished=more.get("on_finished")
+            ranks, heard = self.lanes.ranks, more.get("on_finished")
+            own = ranks.own(len(problems))
+            groups = fast.sample(
+                [self.prompter.ids(problems[at].text) for at in own],
+                n,
+                [seeds[at] for at in own],
+                sampling,
+                most,
+                lengths=[plan[at] for at in own],
+                on_finished=heard and (lambda at, index, one: heard(own[at], index, one)),
             )
+            return gather_samples(ranks, groups, len(problems))
 
-    return Forced(network, Tokens(vocabulary), Prompts(vocabulary))  # type: ignore[arg-type]
+    tokens, prompts = Tokens(vocabulary), Prompts(vocabulary)
+    return Forced(network, tokens, prompts, lanes=Lanes(network, 1, ranks))  # type: ignore[arg-type]

@@ -44,9 +44,10 @@ ALLOWED_REASONS = (
     "needs these files and downloads",
     "takes the path of a model file on your disk",
     "needs a model with an MTP module",
+    "needs two GPUs",
     "needs bubblewrap and files of others",
 )
-NOT_RUN = 15
+NOT_RUN = 16
 """Blocks that no test runs. Whoever adds one has to count it here."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -528,7 +529,10 @@ NOT_A_LIMIT = {
     "forethought.cli.settings.MAX_SEED",  # LARGEST_SEED of the engine, said before it is loaded
     "forethought.recipes.measure._ENOUGH_SECONDS",  # the same, for a dry run
     "forethought.training.losses.MAX_LOG_RATIO",  # of numerics
-    "forethought.engines.threads._SECONDS",  # where a measurement stops, not a limit on input
+    # where a measurement stops, not a limit on input
+    "forethought.engines.threads._SECONDS",
+    "forethought.recipes.ceilings._SECONDS",
+    "forethought.recipes.tracing._SECONDS",
 }
 
 

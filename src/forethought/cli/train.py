@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from forethought.recipes.reading import LoadedRecipe
 
 INTERRUPTED = 130
+_MOST_GPUS = 64
 _STOPPING = b"forethought: stopping after this step; once more leaves at once.\n"
 
 
@@ -70,6 +71,10 @@ def train(
             help="Write where the time goes, and traces of a few steps, to DIR/profile.",
         ),
     ] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", help="Train on so many GPUs of this machine together.", metavar="N"),
+    ] = None,
     as_json: options.AsJson = False,
     unsafe_no_sandbox: Annotated[
         bool,
@@ -85,17 +90,22 @@ def train(
       forethought train my-recipe.toml --dry-run
       forethought train my-recipe.toml --out my-run
       forethought train my-recipe.toml --out my-run --resume
+      forethought train my-recipe.toml --out my-run --gpus 2
 
     Ctrl-C (or SIGTERM) finishes the step, saves, and prints the line that goes on from there;
     a second one leaves at once, and the run goes on from its last saved state.
     """
-    asked = _Asked(recipe, out, seed, threads, unsafe_no_sandbox)
+    asked = _Asked(recipe, out, seed, threads, unsafe_no_sandbox, gpus)
 
     def run() -> int:
         if dry_run:
             require(not resume, "--dry-run and --resume exclude each other: leave one out.")
             require(not profile, "--dry-run and --profile exclude each other: leave one out.")
             return _dry_run(asked, as_json=as_json)
+        if gpus is not None and gpus != 1 and "RANK" not in os.environ:
+            flags = {"--resume": resume, "--tensorboard": tensorboard, "--profile": profile}
+            flags["--json"] = as_json
+            return _train_on_each(asked, [flag for flag, given in flags.items() if given])
         return _train(
             asked, resume=resume, tensorboard=tensorboard, profile=profile, as_json=as_json
         )
@@ -112,6 +122,7 @@ class _Asked:
     seed: int | None
     threads: int | None
     unsafe_no_sandbox: bool
+    gpus: int | None = None
 
     @contextmanager
     def load(self) -> Iterator[tuple[LoadedRecipe, Adapters]]:
@@ -135,11 +146,17 @@ class _Asked:
 
     def going_on(self) -> str:
         """The command line that goes on with the run."""
-        words = ["forethought", "train", self.recipe, "--out", self.out or "", "--resume"]
-        for option, value in (("--seed", self.seed), ("--threads", self.threads)):
+        words = ["forethought", *self.words(), "--resume"]
+        return shlex.join(words)
+
+    def words(self) -> list[str]:
+        """The command, but for its flags."""
+        words = ["train", self.recipe, "--out", self.out or ""]
+        numbers = (("--seed", self.seed), ("--threads", self.threads), ("--gpus", self.gpus))
+        for option, value in numbers:
             words += [] if value is None else [option, str(value)]
         words += ["--unsafe-no-sandbox"] if self.unsafe_no_sandbox else []
-        return shlex.join(words)
+        return words
 
 
 def _check_range(option: str, value: int | None, low: int, high: int) -> None:
@@ -161,17 +178,46 @@ def _dry_run(asked: _Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_json: bool) -> int:
+def _train_on_each(asked: _Asked, flags: Sequence[str]) -> int:
+    """The same command as one rank for each GPU, once all that can be wrong with it is checked."""
+    from forethought.cli.gpus import run_on_each
+
+    count = asked.gpus or 0
+    _check_range("--gpus", count, 1, _MOST_GPUS)
+    _out(asked)
+    with asked.load() as (loaded, _):
+        from forethought.models.loading import gpus
+
+        device, found = loaded.recipe.device, gpus()
+        require(
+            device == "cuda",
+            f'--gpus {count} is for a recipe with device = "cuda", and this one has "{device}".',
+        )
+        require(count <= found, f"--gpus {count}: torch finds {found} here.")
+    return run_on_each([*asked.words(), *flags], count)
+
+
+def _out(asked: _Asked) -> Path:
     if not asked.out:
         raise UserError("train needs --out DIR, the folder of the run (or --dry-run).")
     from forethought.paths import expand
 
-    out = expand(asked.out)
+    return expand(asked.out)
+
+
+def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_json: bool) -> int:
+    out = _out(asked)
     with asked.load() as (loaded, adapters):
         from forethought.cli.train_display import TrainDisplay
         from forethought.recipes import run
+        from forethought.training.ranks import rank_here
 
-        with StopAfterStep() as stop, TrainDisplay(sys.stderr, loaded.recipe.name, stop) as display:
+        first = rank_here() == 0  # of several processes that train together one has the terminal
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            StopAfterStep() as stop,
+            TrainDisplay(sys.stderr if first else nowhere, loaded.recipe.name, stop) as display,
+        ):
             result = run.train(
                 loaded,
                 out,
@@ -181,6 +227,8 @@ def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_
                 profile=profile,
                 adapters=adapters,
             )
+    if not first:
+        return 0
     if profile:
         from forethought.training.run_files import PHASES_TEXT, PROFILE
 

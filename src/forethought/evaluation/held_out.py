@@ -19,6 +19,7 @@ from forethought.training.judging import Judge, Judged
 from forethought.training.monitor import FilmFrame, Number
 from forethought.training.policy import Policy
 from forethought.training.reflection import reflection_words
+from forethought.training.shared_rollout import judge_groups
 
 _SEED = 0x5EED
 
@@ -56,10 +57,7 @@ def evaluate(
         rows=rows,
     )
     with policy.phases.phase("verdicts", calls=len(problems) * config.samples):
-        judged = [
-            [judge.judge(problem, sample.ids) for sample in group]
-            for problem, group in zip(problems, groups, strict=True)
-        ]
+        judged = judge_groups(policy.lanes.ranks, judge, problems, groups)
     correct = [_share(problem, group) for problem, group in zip(problems, judged, strict=True)]
     flat = [one for group in judged for one in group]
     samples = [sample for group in groups for sample in group]

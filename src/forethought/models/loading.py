@@ -185,6 +185,11 @@ def stored_bytes(
     return _bytes(skeleton(config, dtype, mtp=mtp))
 
 
+def gpus() -> int:
+    """How many CUDA GPUs torch finds here."""
+    return torch.cuda.device_count()
+
+
 def usable_device(device: torch.device | str) -> torch.device:
     """The device, or UserError with one sentence where this machine or torch lacks it."""
     try:

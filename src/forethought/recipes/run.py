@@ -26,14 +26,16 @@ from forethought.errors import ModelError
 from forethought.evaluation.held_out import evaluate, film_frames
 from forethought.problems.adapters.adapters import Adapters
 from forethought.recipes.canonical import flat_values
+from forethought.recipes.follower import FollowedFolder, Follower
 from forethought.recipes.profile import NO_PROFILE, Profile, Profiler
 from forethought.recipes.reading import LoadedRecipe, open_adapters
 from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
-from forethought.recipes.tensorboard import Board, open_board
+from forethought.recipes.tensorboard import Board, NoBoard, open_board
 from forethought.recipes.workshop import Workshop
 from forethought.training.config import RLConfig
 from forethought.training.monitor import Monitor, Number
+from forethought.training.ranks import Ranks, joined
 from forethought.training.run_files import CHECKPOINTS, TOKENIZER
 from forethought.training.run_folder import RunFolder
 from forethought.training.stage import METRICS, Facts, Stage, StepResult, TrainingStopped
@@ -89,29 +91,39 @@ def train(
                 profile=profile,
                 adapters=own,
             )
-    threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
-    isolated = adapters.isolated if recipe.adapted else None
-    identity = run_identity(recipe, threads, isolated=isolated)
-    keep = recipe.recipe.keep_states
-    if resume:
-        folder = RunFolder.resume(out, identity, keep=keep)
-    else:
-        folder = RunFolder.create(out, identity, recipe.text, keep=keep)
-    torch.set_num_threads(threads)
-    with folder, open_board(out, tensorboard) as board:
-        profiler = Profile(out) if profile else NO_PROFILE
-        try:
-            return _Run(recipe, folder, monitor or Silent(), board, adapters, profiler).run()
-        finally:
-            profiler.finish()
+    monitor = monitor or Silent()
+    with joined(recipe.recipe.device) as ranks:
+        threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
+        isolated = adapters.isolated if recipe.adapted else None
+        identity = run_identity(recipe, threads, isolated=isolated, ranks=ranks.count)
+        torch.set_num_threads(threads)
+        if not ranks.first:
+            ranks.wait()  # What the first writes at the start is there then.
+            followed = FollowedFolder(out, recipe.recipe.keep_states)
+            follower = Follower(monitor)
+            return _Run(recipe, followed, follower, NoBoard(), adapters, NO_PROFILE, ranks).run()
+        keep = recipe.recipe.keep_states
+        if resume:
+            folder = RunFolder.resume(out, identity, keep=keep)
+        else:
+            folder = RunFolder.create(out, identity, recipe.text, keep=keep)
+        with folder, open_board(out, tensorboard) as board:
+            profiler = Profile(out) if profile else NO_PROFILE
+            try:
+                run = _Run(recipe, folder, monitor, board, adapters, profiler, ranks)
+                ranks.wait()
+                return run.run()
+            finally:
+                profiler.finish()
 
 
 def run_identity(
-    recipe: LoadedRecipe, threads: int, *, isolated: bool | None = None
+    recipe: LoadedRecipe, threads: int, *, isolated: bool | None = None, ranks: int = 1
 ) -> dict[str, JSON]:
     """What must be the same for a run to go on, and (commit, started) what is only kept.
 
-    ``isolated``: whether other makers' graders run in a sandbox; None where there are none. The
+    ``isolated``: whether other makers' graders run in a sandbox; None where there are none.
+    ``ranks``: processes that train together, named where there are several. The
     recipe's values are there one by one, so that a refusal names the one that differs.
     """
     own: dict[str, JSON] = {
@@ -129,6 +141,8 @@ def run_identity(
         "commit": commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if ranks > 1:
+        own["ranks"] = ranks
     values = flat_values(recipe.recipe).items()
     return own | {f"recipe.{key}": value for key, value in values if key not in {*own, "name"}}
 
@@ -142,8 +156,10 @@ class _Run:
         board: Board,
         adapters: Adapters,
         profile: Profiler,
+        ranks: Ranks,
     ) -> None:
         self.recipe = recipe.recipe
+        self.ranks = ranks
         self.adapters = adapters
         self.notes: dict[str, JSON] = {}
         """What every line about scores has to say."""
@@ -154,7 +170,7 @@ class _Run:
         self.board = board
         saved = folder.restore()
         self.profile = profile
-        self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters, profile.phases)
+        self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters, profile.phases, ranks)
         self._keep_tokenizer()
         self.problems = self.shop.held_out()
         self.labels = _labels(self.recipe.stages)
@@ -213,8 +229,10 @@ class _Run:
             if last or (config.evaluate_every and stage.number % config.evaluate_every == 0):
                 self._evaluate(label, stage.number)
             due = last or stage.number - saved_at >= config.save_every
-            stopping = self.monitor.stopping()
             ill = self._grader_failure()
+            stopping, failing = self.ranks.any(self.monitor.stopping(), bool(ill))
+            if failing and not ill:
+                ill = "graders of another process of this run failed; what it said tells why."
             if stage.resumable and (due or stopping or ill):
                 self._save(stage, label)
                 saved_at = stage.number
@@ -332,7 +350,7 @@ class _Run:
 
     def _keep_checkpoint(self) -> None:
         """The model after a stage that is not the last, as a folder of its own."""
-        if self.at + 1 == len(self.recipe.stages):
+        if self.at + 1 == len(self.recipe.stages) or not self.ranks.first:
             return
         target = self.folder.path / CHECKPOINTS / f"{self.at + 1}-{self.labels[self.at]}"
         if not target.exists():
@@ -343,6 +361,8 @@ class _Run:
 
         Files move in one by one, config.json last: without it nothing takes the folder for one.
         """
+        if not self.ranks.first:
+            return
         beside = self.folder.path / ".model.unfinished"
         shutil.rmtree(beside, ignore_errors=True)
         self._write_model(beside)

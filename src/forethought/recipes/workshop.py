@@ -36,6 +36,7 @@ from forethought.training.optimizer import MasterAdamW
 from forethought.training.policy import Policy
 from forethought.training.pretrain import Pretrainer
 from forethought.training.prompting import ZERO_TEMPLATE, Prompter
+from forethought.training.ranks import Ranks
 from forethought.training.rejection import RejectionSampler
 from forethought.training.sft import FineTuner
 from forethought.training.stage import Stage
@@ -115,7 +116,7 @@ def _seed(recipe: Recipe, purpose: int) -> int:
 
 class Workshop:
     """One recipe's parts. ``adapters`` are the caller's, who closes them; ``phases`` hear what
-    the stages and the policy compute."""
+    the stages and the policy compute, which they do together with the other ``ranks``."""
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class Workshop:
         saved_tokenizer: Path,
         adapters: Adapters,
         phases: Phases = SILENT,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loaded = loaded
         self.recipe = loaded.recipe
@@ -135,7 +137,7 @@ class Workshop:
             self.tokenizer,
             self.prompter,
             sampling_threads=self.recipe.sampling_threads,
-            lanes=Lanes(self.network, self.recipe.lanes),
+            lanes=Lanes(self.network, self.recipe.lanes, ranks),
             phases=phases,
         )
         self._verifiers: dict[str, Verifier] = {one.name: one for one in self.families}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from random import Random
 
 import torch
@@ -26,7 +26,7 @@ from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import flipped
 from forethought.models.packed import to_device
 from forethought.problems.stream import ProblemStream
-from forethought.training.batches import PackedBatch, lane_batches
+from forethought.training.batches import PackedBatch
 from forethought.training.config import RLConfig
 from forethought.training.judge_pool import JudgePool, judging_workers
 from forethought.training.judging import Judge
@@ -41,7 +41,9 @@ from forethought.training.memory import step_memory
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm, learning_rate
 from forethought.training.policy import Policy, Scored, experts_of, noise_seed
+from forethought.training.ranks import Ranks
 from forethought.training.rollouts import Group, groups_of, rollout_metrics
+from forethought.training.shared_rollout import gather_judged
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import ExpertBalance
 
@@ -94,6 +96,41 @@ class _Sums:
         self.diverged |= other.diverged
         self.experts += other.experts
         return self
+
+    def over(self, ranks: Ranks) -> _Sums:
+        """What the micro-batches of all ranks say together, but for their experts."""
+        if ranks.alone:
+            return self
+        own = self.loss or LossMetrics(*[torch.zeros(())] * 6)
+        names = [one.name for one in fields(LossMetrics) if one.name != "ratio_max"]
+        totals = ranks.totals(
+            [
+                *(float(getattr(own, name)) for name in names),
+                float(self.entropy),
+                float(self.mismatch),
+                self.tokens,
+                float(self.flipped),
+                self.routed,
+                self.replayed,
+                self.diverged,
+            ]
+        )
+        largest = torch.cat(ranks.gather(own.ratio_max.reshape(1).cpu().double())).max()
+        losses = {
+            name: torch.tensor(total, dtype=torch.float64)
+            for name, total in zip(names, totals, strict=False)
+        }
+        entropy, mismatch, tokens, flipped, routed, replayed, diverged = totals[len(names) :]
+        return _Sums(
+            LossMetrics(**losses, ratio_max=largest),
+            entropy,
+            mismatch,
+            round(tokens),
+            flipped,
+            round(routed),
+            round(replayed),
+            diverged > 0,
+        )
 
 
 class GRPO:
@@ -211,7 +248,8 @@ class GRPO:
             on_finished=finished,
         )
         sampled = time.perf_counter()
-        verdicts = dict(zip(places, self._verdicts.results(), strict=True))
+        own = dict(zip(places, self._verdicts.results(), strict=True))
+        verdicts = gather_judged(self._policy.lanes.ranks, own)
         judged = [[verdicts[p, i] for i in range(len(samples[p]))] for p in range(count)]
         self._phases["sampling"] += sampled - started
         self._phases["verdicts"] += time.perf_counter() - sampled
@@ -268,14 +306,17 @@ class GRPO:
 
         lengths = [one.inputs for one in sequences]
         sums = _Sums()
-        parts = lane_batches(lengths, config.micro_batch_tokens, lanes.count)
+        parts = lanes.deal(lengths, config.micro_batch_tokens)
         with step_memory(self._policy.network.device, config.micro_batch_tokens):
             for one in lanes.run(work, parts):
                 sums += one
         lanes.gather_gradients()
-        self._replaying |= sums.diverged
         for experts_MNK in sums.experts:
             self._balance.count(experts_MNK.unbind())
+        self._optimizer.sum_gradients(lanes.ranks)
+        self._balance.sum_over(lanes.ranks)
+        sums = sums.over(lanes.ranks)
+        self._replaying |= sums.diverged
         try:
             with self._policy.phases.phase("optimiser", lambda costs: costs.optimizer_step()):
                 norm = check_norm(self._optimizer.step(rate))

@@ -20,26 +20,35 @@ import torch
 from torch import nn
 
 from forethought.models.causal_lm import CausalLM
+from forethought.training.batches import lane_batches
+from forethought.training.ranks import Ranks
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Lanes:
-    """``count`` lanes over ``network``, which is the first; its thread is the caller's.
+    """``count`` lanes over ``network``, which is the first; its thread is the caller's. Other
+    ``ranks`` have lanes of their own.
 
     Gradients of parameters end up in ``network``'s after :meth:`gather_gradients`.
     """
 
-    def __init__(self, network: CausalLM, count: int = 1) -> None:
+    def __init__(self, network: CausalLM, count: int = 1, ranks: Ranks | None = None) -> None:
         if count < 1:
             raise ValueError(f"{count} lanes: at least one computes")
+        self.ranks = ranks or Ranks()
         self.networks = (network, *(_twin(network) for _ in range(count - 1)))
         self._pool: ThreadPoolExecutor | None = None
 
     @property
     def count(self) -> int:
         return len(self.networks)
+
+    def deal(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """Sequences laid out as passes (`lane_batches`) for the lanes of all ranks: this rank's."""
+        parts = lane_batches(lengths, budget, self.count * self.ranks.count)
+        return parts[self.ranks.rank :: self.ranks.count]
 
     def run(self, work: Callable[[int, Item], Result], items: Sequence[Item]) -> list[Result]:
         """``work(lane, item)`` of each item, in order; item i is worked on in lane i % count.

@@ -16,6 +16,7 @@ from torch import nn
 
 from forethought.errors import ModelError
 from forethought.training.config import OptimizerConfig
+from forethought.training.ranks import Ranks
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _OWN_MASTERS = (torch.float32, torch.float64)
@@ -143,6 +144,22 @@ class MasterAdamW:
                 )
         self.zero_grad()
         return norm
+
+    def sum_gradients(self, ranks: Ranks) -> None:
+        """Add up the gradients of all ranks, in float32 where the parameters are bfloat16. What no
+        rank has a gradient of still has none."""
+        if ranks.alone:
+            return
+        masters = list(self._masters.values())
+        have = torch.tensor([master.grad is not None for master in masters], dtype=torch.int64)
+        ranks.sum_([have])
+        summed = []
+        for master, count in zip(masters, have.tolist(), strict=True):
+            if count:
+                if master.grad is None:
+                    master.grad = torch.zeros_like(master)
+                summed.append(master.grad)
+        ranks.sum_(summed)
 
     def zero_grad(self) -> None:
         """Drop all gradients, added up or not."""

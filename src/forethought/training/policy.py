@@ -23,6 +23,7 @@ from forethought.training.batches import PackedBatch, TokenSequence
 from forethought.training.lanes import Lanes
 from forethought.training.logprobs import rows_of, token_logprobs
 from forethought.training.prompting import Prompter
+from forethought.training.shared_rollout import gather_samples
 from forethought.training.tokenizer import TrainedTokenizer
 
 if TYPE_CHECKING:
@@ -81,13 +82,41 @@ class Policy:
         on_finished: OnFinished | None = None,
     ) -> list[list[RolloutSample]]:
         """``n`` samples of each problem; see :meth:`Rollout.sample`. ``on_finished`` hears of each
-        (problem, index, sample); on CUDA soon after it ends, while the rest is drawn.
+        (problem, index, sample) that this rank draws; on CUDA soon after it ends, while the rest is
+        drawn.
 
         One lane samples: a decode step is a chain of short operations, and two such chains get in
         each other's way in one interpreter (two lanes of half the rows take longer).
         """
         record_experts = record_experts and self.has_experts
-        prompts = [self.prompter.ids(problem.text) for problem in problems]
+        ranks = self.lanes.ranks
+        own = ranks.own(len(problems))
+        groups = self._draw(
+            [self.prompter.ids(problems[at].text) for at in own],
+            n,
+            [seeds[at] for at in own],
+            sampling,
+            max_tokens,
+            rows,
+            record_experts,
+            on_finished and (lambda at, index, sample: on_finished(own[at], index, sample)),
+        )
+        return gather_samples(ranks, groups, len(problems))
+
+    def _draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        seeds: Sequence[int],
+        sampling: SamplingParameters,
+        max_tokens: int,
+        rows: int,
+        record_experts: bool,
+        on_finished: OnFinished | None,
+    ) -> list[list[RolloutSample]]:
+        """The samples of this rank."""
+        if not prompts:
+            return []
         if self.network.device.type == "cuda":
             fast = self._on_cuda(rows, record_experts)
             return fast.sample(prompts, n, seeds, sampling, max_tokens, on_finished=on_finished)

@@ -19,6 +19,7 @@ from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.policy import Policy, noise_seed
 from forethought.training.sft import shuffled_batch
+from forethought.training.shared_rollout import judge_groups
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import Supervised
 
@@ -88,13 +89,13 @@ class RejectionSampler:
             config.max_tokens,
             rows=_ROWS,
         )
+        with self._policy.phases.phase("verdicts", calls=config.problems * config.group_size):
+            verdicts = judge_groups(self._policy.lanes.ranks, self._judge, problems, groups)
         kept: list[TokenSequence] = []
         right = total = tokens = 0
-        for problem, group in zip(problems, groups, strict=True):
+        for problem, group, judgements in zip(problems, groups, verdicts, strict=True):
             good = []
-            for sample in group:
-                with self._policy.phases.phase("verdicts"):
-                    judged = self._judge.judge(problem, sample.ids)
+            for sample, judged in zip(group, judgements, strict=True):
                 tokens += len(sample.ids)
                 total += 1
                 right += judged.verdict.correct

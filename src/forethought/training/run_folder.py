@@ -61,7 +61,7 @@ INFORMATIVE = frozenset({"commit", "host", "started"})
 _LOGS = (METRICS, TIMINGS, FILM)
 _UNBEGUN = frozenset({RUN, RECIPE, STATE, TENSORBOARD, f".{TOKENIZER}.unfinished", LOCK, *_LOGS})
 """All that there may be of a run before its tokenizer, which is where it begins."""
-_MARKS = "logs"
+MARKS = "logs"
 
 
 class RunFolder:
@@ -167,10 +167,10 @@ class RunFolder:
 
         ``facts`` may not have the key "logs" (ValueError). Raises ModelError.
         """
-        if _MARKS in facts:
-            raise ValueError(f"{_MARKS!r} among the facts of a state is the run folder's own")
+        if MARKS in facts:
+            raise ValueError(f"{MARKS!r} among the facts of a state is the run folder's own")
         marks: dict[str, JSON] = {name: log.mark() for name, log in self._logs.items()}
-        return self.states.save(number, tensors, {**facts, _MARKS: marks}, pinned=pinned)
+        return self.states.save(number, tensors, {**facts, MARKS: marks}, pinned=pinned)
 
     def restore(self) -> SavedState | None:
         """The newest verified state, with the logs cut back to it and later states removed.
@@ -195,14 +195,14 @@ class RunFolder:
             sync_folder(self.path)
         if state is None:
             return None
-        facts = {key: value for key, value in state.facts.items() if key != _MARKS}
+        facts = {key: value for key, value in state.facts.items() if key != MARKS}
         return replace(state, facts=facts)
 
     def finish(self) -> None:
         """Mark the run as finished: it cannot be resumed after that. Raises ModelError."""
         marks: dict[str, JSON] = {name: log.mark() for name, log in self._logs.items()}
         with _writing(self.path):
-            write_atomically(self.path / DONE, json.dumps({_MARKS: marks}, indent=2) + "\n")
+            write_atomically(self.path / DONE, json.dumps({MARKS: marks}, indent=2) + "\n")
 
     def close(self) -> None:
         """Let another process have the run. Calling it twice does nothing."""
@@ -337,7 +337,7 @@ def _not_finite(line: Mapping[str, JSON]) -> str:
 
 def _marks(state: SavedState) -> dict[str, _Mark]:
     """Where the logs ended at that state. Raises ModelError."""
-    stored = state.facts.get(_MARKS)
+    stored = state.facts.get(MARKS)
     found: dict[str, _Mark] = {}
     for name in _LOGS:
         match stored.get(name) if isinstance(stored, dict) else None:

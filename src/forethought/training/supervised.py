@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 
@@ -20,16 +20,20 @@ from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.deepseek_v3.balance import expert_load, packed_balance_loss, update_bias
 from forethought.models.deepseek_v3.gate import Gate
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
-from forethought.training.batches import PackedBatch, TokenSequence, lane_batches
+from forethought.training.batches import PackedBatch, TokenSequence
 from forethought.training.config import BalanceConfig
 from forethought.training.lanes import Lanes
 from forethought.training.logprobs import rows_of, summed_surprise
 from forethought.training.memory import step_memory
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm
+from forethought.training.ranks import Ranks
 from forethought.training.stage import TrainingStopped
 
 Check: TypeAlias = Callable[[float], None]
+
+
+_LOSSES: Final = ("loss", "mtp_loss", "balance_loss")
 
 
 class ExpertBalance:
@@ -50,6 +54,10 @@ class ExpertBalance:
         """Add what each gate decided in a pass, int64 [N, K] each."""
         for load_E, indices_NK in zip(self._loads, indices, strict=True):
             load_E += expert_load(indices_NK, len(load_E))
+
+    def sum_over(self, ranks: Ranks) -> None:
+        """Add up what all ranks counted."""
+        ranks.sum_(self._loads)
 
     @torch.no_grad()
     def update(self, step: float) -> None:
@@ -128,7 +136,7 @@ class Supervised:
         self._lanes.drop_gradients()
         self._experts.reset()
         lengths = [sequence.inputs for sequence in sequences]
-        parts = lane_batches(lengths, self._budget, self._lanes.count)
+        parts = self._lanes.deal(lengths, self._budget)
         shares: list[dict[str, torch.Tensor]] = []
         with step_memory(self.network.device, self._budget), ExitStack() as listening:
             recorders = [
@@ -149,7 +157,10 @@ class Supervised:
                 shares.append(one.shares)
                 self._experts.count(one.experts)
         self._lanes.gather_gradients()
-        sums = _summed(shares)
+        ranks = self._lanes.ranks
+        self.optimizer.sum_gradients(ranks)
+        self._experts.sum_over(ranks)
+        sums = _summed(shares, ranks)
         if check is not None:
             check(sums["loss"])
         mtp = self._mtp_weight > 0
@@ -170,7 +181,7 @@ class Supervised:
             "sequences": len(sequences),
         }
         if self._experts.gates:
-            metrics["balance_loss"] = sums.get("balance_loss", 0.0)
+            metrics["balance_loss"] = sums["balance_loss"]
             metrics["expert_imbalance"] = self._experts.imbalance
         self._experts.update(self._balance.bias_step)
         return metrics
@@ -247,8 +258,12 @@ class Supervised:
         return total, _Pass(shares, [routing.indices_NK for routing in routings])
 
 
-def _summed(shares: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, float]:
-    """The losses of a step by name, from its micro-batches' shares; the device is read once."""
-    names = list(shares[0])
-    sums_M = torch.stack([torch.stack([one[name] for name in names]) for one in shares]).sum(dim=0)
-    return dict(zip(names, sums_M.tolist(), strict=True))
+def _summed(shares: Sequence[Mapping[str, torch.Tensor]], ranks: Ranks) -> dict[str, float]:
+    """The losses of a step by name, from the shares of all ranks' micro-batches; the device is read
+    once."""
+    sums = dict.fromkeys(_LOSSES, 0.0)
+    if shares:
+        names = list(shares[0])
+        sums_M = torch.stack([torch.stack([one[name] for name in names]) for one in shares]).sum(0)
+        sums |= dict(zip(names, sums_M.tolist(), strict=True))
+    return dict(zip(_LOSSES, ranks.totals([sums[name] for name in _LOSSES]), strict=True))
