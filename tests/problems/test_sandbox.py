@@ -319,6 +319,18 @@ class TestRefusal:
                 sandbox.call("echo", 1)
         assert sandbox.stats.jobs == 0
 
+    @pytest.mark.parametrize(
+        ("folder", "message"),
+        [("/tmp/made", "has a /tmp of its own"), (str(Path.home()), "without the home folder")],
+    )
+    def test_of_a_python_that_it_would_hide_or_that_would_show_the_home_folder(
+        self, monkeypatch: pytest.MonkeyPatch, folder: str, message: str
+    ) -> None:
+        for name in ("prefix", "exec_prefix"):
+            monkeypatch.setattr(sys, name, folder)
+        with pytest.raises(UserError, match=f"{message}.*--unsafe-no-sandbox"):
+            sandbox_runner.python_folders()
+
     def test_with_a_bwrap_that_may_not(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

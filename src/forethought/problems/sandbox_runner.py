@@ -133,7 +133,8 @@ def _mounts(limits: Limits) -> list[str]:
 def python_folders() -> list[Path]:
     """The folders of this Python and its packages that the system's folders do not hold.
 
-    UserError where one of them holds a home folder or the whole disk: the sandbox would show it.
+    UserError where one of them holds a home folder or the whole disk, which the sandbox would show,
+    or lies in /tmp, where it has its own.
     """
     real = Path(sys.executable).resolve().parents[1]
     named = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
@@ -145,6 +146,11 @@ def python_folders() -> list[Path]:
             raise UserError(
                 f"The Python in {folder} cannot be shown to a sandbox without the home folder: "
                 f"use a virtual environment, or type {UNSAFE_OPTION} to run graders unprotected."
+            )
+        if folder.resolve().is_relative_to("/tmp"):
+            raise UserError(
+                f"The Python in {folder} cannot be shown to a sandbox, which has a /tmp of its "
+                f"own: move it out of /tmp, or type {UNSAFE_OPTION} to run graders unprotected."
             )
         folders.append(folder)
     return folders
