@@ -19,6 +19,7 @@ from forethought.engines.protocol import SamplingParameters
 from forethought.errors import ForethoughtError
 from forethought.models.deepseek_v3.routing import gates
 from forethought.problems.stream import ProblemStream
+from forethought.training import ranks as ranks_module
 from forethought.training.batches import TokenSequence
 from forethought.training.config import BalanceConfig, OptimizerConfig, RewardConfig, RLConfig
 from forethought.training.grpo import GRPO
@@ -141,6 +142,7 @@ def everything(ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 def main() -> None:
     out, task = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     torch.set_num_threads(1)
+    ranks_module.BUCKET = 100  # tiny networks fill several buckets
     with joined("cpu") as ranks:
         if task == "leaves" and not ranks.first:
             return

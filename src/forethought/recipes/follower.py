@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from forethought.checkpoints.folder import JSON
-from forethought.training.monitor import FilmFrame, Monitor, Number
+from forethought.training.monitor import Monitor, Silent
 from forethought.training.run_folder import MARKS, RunFolder
 from forethought.training.state_store import SavedState
 
@@ -47,38 +47,11 @@ class FollowedFolder(RunFolder):
     def finish(self) -> None: ...
 
 
-class Follower:
+class Follower(Silent):
     """Tells ``monitor`` nothing, but asks it whether to stop: a rank that is asked asks all."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
-
-    def begin(self, stage: str, first: int, steps: int) -> None: ...
-
-    def step(
-        self,
-        stage: str,
-        step: int,
-        metrics: Mapping[str, Number],
-        *,
-        seconds: float,
-        tokens: int,
-        phases: Mapping[str, float] | None = None,
-    ) -> None: ...
-
-    def evaluation(
-        self,
-        stage: str,
-        step: int,
-        metrics: Mapping[str, Number],
-        frames: list[FilmFrame],
-        *,
-        seconds: float,
-    ) -> None: ...
-
-    def thought(self, stage: str, step: int, question: str, text: str, reward: float) -> None: ...
-
-    def saved(self, stage: str, step: int, seconds: float) -> None: ...
 
     def stopping(self) -> bool:
         return self._monitor.stopping()

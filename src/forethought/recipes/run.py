@@ -34,7 +34,7 @@ from forethought.recipes.source import commit
 from forethought.recipes.tensorboard import Board, NoBoard, open_board
 from forethought.recipes.workshop import Workshop
 from forethought.training.config import RLConfig
-from forethought.training.monitor import Monitor, Number
+from forethought.training.monitor import Monitor, Number, Silent
 from forethought.training.ranks import Ranks, joined
 from forethought.training.run_files import CHECKPOINTS, TOKENIZER
 from forethought.training.run_folder import RunFolder
@@ -49,18 +49,6 @@ class RunResult:
     path: Path
     finished: bool
     summary: dict[str, JSON]
-
-
-class Silent:
-    """A monitor that shows nothing and never stops."""
-
-    def begin(self, stage: str, first: int, steps: int) -> None: ...
-    def step(self, *args: object, **named: object) -> None: ...
-    def evaluation(self, *args: object, **named: object) -> None: ...
-    def thought(self, *args: object) -> None: ...
-    def saved(self, *args: object) -> None: ...
-    def stopping(self) -> bool:
-        return False
 
 
 def train(

@@ -23,6 +23,8 @@ from forethought.errors import ModelError, UserError
 
 RANK, COUNT, LOCAL = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """Environment variables by which torchrun tells a process its place."""
+BUCKET = 1 << 25
+"""Numbers that are summed at once, at most (a larger tensor by itself): 128 MiB of float32."""
 _PATIENCE: Final = timedelta(minutes=30)
 """How long a rank waits for the others: verdicts and evaluations are not equally long for all."""
 
@@ -56,11 +58,8 @@ class Ranks:
             return
         import torch.distributed as dist
 
-        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
-        for tensor in tensors:
-            by_dtype.setdefault(tensor.dtype, []).append(tensor)
         with torch.no_grad():
-            for group in by_dtype.values():
+            for group in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in group])
                 there = flat.to(self._device)
                 _collective(partial(dist.all_reduce, there))
@@ -131,6 +130,19 @@ def _collective(call: Callable[[], object]) -> None:
             "another process of this run has ended, so this one cannot go on: what it said tells "
             f"why ({str(error).splitlines()[0][:200]})."
         ) from error
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Tensors that travel together: of one dtype, and few enough that their copy is small."""
+    full: list[list[torch.Tensor]] = []
+    filling: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        bucket = filling.setdefault(tensor.dtype, [])
+        if bucket and sum(one.numel() for one in bucket) + tensor.numel() > BUCKET:
+            full.append(bucket)
+            bucket = filling[tensor.dtype] = []
+        bucket.append(tensor)
+    return [*full, *filling.values()]
 
 
 def rank_here() -> int:
