@@ -5,8 +5,8 @@
 Random weights in bfloat16, temperature 1, 128 prompts of 40 to 80 tokens x 16 samples. Lengths are
 forced, at the same places for all: with weights that were never trained nothing else would end.
 Wall time is that of a whole call: prompts computed, places refilled, tokens on the host and, for
-ours, verdicts of worker processes (each sample gets an answer to its problem behind it, so that
-there is something to verify). Tokens that count: up to the end token, it included.
+ours, verdicts of worker processes (on a thought of the same length and an answer to its problem, so
+that there is something to verify). Tokens that count: up to the end token, it included.
 
 - `llama`: d512, 8 layers, 8 heads, 4 key heads, inner width 1408 (24M), lengths of
   data/rollout_lengths.json (mean 158, at most 640).
@@ -86,8 +86,9 @@ def prompts_of(count: int, vocabulary: int) -> list[list[int]]:
 
 
 class Verdicts:
-    """What is done with each sample as it ends: judged by worker processes, with an answer to its
-    problem behind its tokens."""
+    """What is done with each sample as it ends: judged by worker processes. What weights that were
+    never trained draw has no answer: a thought of the same length and one is judged in its place.
+    """
 
     def __init__(self, count: int) -> None:
         countdown = family("countdown")
@@ -103,6 +104,8 @@ class Verdicts:
             tuple(plain.encode(f"<answer>{problem.answer}</answer>", parse_special=False))
             for problem in self.problems
         ]
+        rng = random.Random(2)
+        self.filler = tuple(rng.randrange(300, self.tokenizer.size) for _ in range(640))
         self.head = (self.tokenizer.think_id,)
         self.tail = (self.tokenizer.end_think_id,)
         judge = Judge(self.tokenizer, {"countdown": countdown}, RewardConfig())
@@ -111,8 +114,7 @@ class Verdicts:
         self.correct = 0
 
     def submit(self, prompt: int, _: int, sample: RolloutSample) -> None:
-        size = self.tokenizer.size
-        thought = [300 + token % (size - 300) for token in sample.ids[:-1]]
+        thought = self.filler[: len(sample.ids) - 1]
         ids = (*self.head, *thought, *self.tail, *self.answers[prompt], self.tokenizer.eos_id)
         self.pool.submit(self.problems[prompt], ids)
 

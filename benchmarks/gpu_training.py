@@ -2,7 +2,8 @@
 
 Pretraining: one optimiser step after another on the same batch of 64 texts of 1,025 random tokens,
 ours against transformers' DeepseekV3ForCausalLM in bfloat16 under torch.compile, with torch's fused
-AdamW. Ours keeps float32 masters, theirs has none.
+AdamW. Ours keeps float32 masters, theirs has none. It is measured twice: with the grouped experts
+that it chooses by itself, and with its loop over experts.
 
 GRPO: a step is 128 prompts of 48 tokens x 16 samples, drawn, rewarded and trained on. All lengths
 are forced from `data/rollout_lengths.json`, for us by the sampler (an end token when a sample's
@@ -44,7 +45,7 @@ from _gpu_shapes import PEAK, SHAPES, transformers_config
 Figures = dict[str, Any]
 ROWS: Final = 64
 LENGTH: Final = 1024
-MICRO: Final = {"llama-24m": 131_072, "v3": 131_072, "qwen2.5-0.5b": 32_768}
+MICRO: Final = {"llama-24m": 40_960, "v3": 65_536, "qwen2.5-0.5b": 8_192}
 """Tokens of our passes."""
 THEIRS: Final = {"llama-24m": 128, "v3": 128, "qwen2.5-0.5b": 16}
 """Samples of TRL's passes."""
@@ -69,8 +70,12 @@ def _timed(step: Callable[[], object], repeats: int) -> tuple[float, float]:
     return seconds[0], min(seconds[2:])
 
 
-def _peak() -> float:
-    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+def _memory() -> Figures:
+    """The most that tensors held, and the most that torch had taken for them (graphs included)."""
+    return {
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+    }
 
 
 def pretrain_ours(shape: str) -> Figures:
@@ -93,7 +98,13 @@ def pretrain_ours(shape: str) -> Figures:
         balance=BalanceConfig(),
     )
     texts = [TokenSequence(ids) for ids in _texts(config.vocab_size)]
-    first, best = _timed(lambda: trainer.step(texts, 1e-4), 5)
+    ready = [trainer.prepare(texts)]
+
+    def step() -> None:
+        # The next batch is laid out while the device is busy, as pretraining does.
+        trainer.step(ready.pop(), 1e-4, None, lambda: ready.append(trainer.prepare(texts)))
+
+    first, best = _timed(step, 8)
     tokens = ROWS * LENGTH
     parameters = 6 * tokens * count_parameters(config).active
     everything = CostModel(config).training([LENGTH] * ROWS, tokens).flops
@@ -102,15 +113,17 @@ def pretrain_ours(shape: str) -> Figures:
         "first_step_seconds": round(first, 2),
         "mfu_parameters": round(parameters / best / PEAK, 4),
         "mfu_with_attention": round(everything / best / PEAK, 4),
-        "peak_gib": _peak(),
+        **_memory(),
     }
 
 
-def pretrain_transformers(shape: str) -> Figures:
+def pretrain_transformers(shape: str, experts: str | None = None) -> Figures:
     from transformers import AutoModelForCausalLM
 
     torch.set_float32_matmul_precision("high")
     config = transformers_config(shape)
+    if experts is not None:
+        config._experts_implementation = experts
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().train()
     compiled = torch.compile(model)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -122,12 +135,12 @@ def pretrain_transformers(shape: str) -> Figures:
         adam.step()
         adam.zero_grad()
 
-    first, best = _timed(step, 5)
+    first, best = _timed(step, 8 if experts is None else 3)
     return {
         "tokens_per_second": round(ROWS * LENGTH / best),
         "first_step_seconds": round(first, 2),
-        "experts": str(getattr(config, "_experts_implementation", None)),
-        "peak_gib": _peak(),
+        "experts": str(getattr(model.config, "_experts_implementation", None)),
+        **_memory(),
     }
 
 
@@ -171,7 +184,7 @@ def grpo_ours(shape: str) -> Figures:
         "flipped_experts": last.metrics.get("flipped_experts"),
         "replayed_micro_batches": last.metrics.get("replayed_micro_batches"),
         "trained_samples": last.metrics["trained_samples"],
-        "peak_gib": _peak(),
+        **_memory(),
     }
 
 
@@ -276,13 +289,14 @@ def grpo_trl(shape: str) -> Figures:
         "phases": {"sampling": round(spent[-1], 3), "rest": round(seconds - spent[-1], 3)},
         "steps": len(marks),
         "samples_of_a_pass": THEIRS[shape],
-        "peak_gib": _peak(),
+        **_memory(),
     }
 
 
 PARTS: Final[dict[str, Callable[[], Figures]]] = {
     "pretrain-v3-ours": partial(pretrain_ours, "v3"),
     "pretrain-v3-transformers": partial(pretrain_transformers, "v3"),
+    "pretrain-v3-loop-transformers": partial(pretrain_transformers, "v3", "eager"),
     "pretrain-smollm2-135m-ours": partial(pretrain_ours, "smollm2-135m"),
     **{
         f"grpo-{shape}-{whose}": partial(function, shape)
@@ -315,15 +329,22 @@ def _ratio(found: dict[str, Figures], ours: str, theirs: str, key: str) -> float
 
 
 def _print_table(found: dict[str, Figures]) -> None:
-    keys = ("step_seconds", "tokens_per_second", "mfu_parameters", "mfu_with_attention", "peak_gib")
-    print(f"{'part':30}" + "".join(f"{key:>20}" for key in (*keys, "first_step_seconds")))
+    keys = (
+        "step_seconds",
+        "tokens_per_second",
+        "mfu_parameters",
+        "mfu_with_attention",
+        "peak_gib",
+        "reserved_gib",
+        "first_step_seconds",
+    )
+    print(f"{'part':30}" + "".join(f"{key:>19}" for key in keys))
     for name in (name for name in PARTS if name in found):
         figures = found[name]
         if "failed" in figures:
             print(f"{name:30}    {figures['failed']}")
             continue
-        cells = (figures.get(key, "-") for key in (*keys, "first_step_seconds"))
-        print(f"{name:30}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{name:30}" + "".join(f"{figures.get(key, '-'):>19}" for key in keys))
 
 
 def main() -> None:
@@ -355,9 +376,10 @@ def main() -> None:
         print("Parts that earlier calls measured, printed together; nothing was measured now.")
     _print_table(found)
     ratios = {
-        "pretrain-v3": _ratio(
-            found, "pretrain-v3-ours", "pretrain-v3-transformers", "tokens_per_second"
-        ),
+        **{
+            name: _ratio(found, "pretrain-v3-ours", f"{name}-transformers", "tokens_per_second")
+            for name in ("pretrain-v3", "pretrain-v3-loop")
+        },
         **{
             f"grpo-{shape}": _ratio(
                 found, f"grpo-{shape}-ours", f"grpo-{shape}-trl", "step_seconds"

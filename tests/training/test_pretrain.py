@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from forethought.models.causal_lm import CausalLM
+from forethought.training import pretrain
 from forethought.training.config import CorpusConfig, OptimizerConfig, PretrainConfig
 from forethought.training.corpus import CorpusSpec, documents
 from forethought.training.pretrain import Pretrainer
 from forethought.training.prompting import Prompter
 from forethought.training.stage import TrainingStopped
+from forethought.training.supervised import Supervised
 from tiny_training import optimizer_of, tiny_dense, tiny_tokenizer, tiny_v3
 
 TOKENIZER = tiny_tokenizer()
@@ -43,7 +46,7 @@ def network() -> CausalLM:
     return tiny_v3(TOKENIZER.padded_size, mtp=True)
 
 
-def test_steps_take_whole_documents_in_order_and_none_twice():
+def test_steps_take_whole_documents_in_order_and_none_twice(ahead):
     one = stage(tiny_dense(TOKENIZER.padded_size))
     results = [one.step() for _ in range(6)]
     counts = [result.metrics["documents"] for result in results]
@@ -99,8 +102,15 @@ def test_the_end_token_of_documents_is_trained():
     assert surprise() < before - 1
 
 
+@pytest.fixture(params=[False, True], ids=["as it comes", "read ahead"])
+def ahead(request, monkeypatch) -> bool:
+    """Whether the next step's documents are read while a step is under way, as on a GPU."""
+    monkeypatch.setattr(pretrain, "Supervised", partial(Supervised, fixed_sizes=request.param))
+    return request.param
+
+
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_goes_on_bit_for_bit(stop):
+def test_a_run_goes_on_bit_for_bit(stop, ahead):
     whole_net = network()
     whole = stage(whole_net)
     expected = [whole.step() for _ in range(6)]
@@ -130,7 +140,7 @@ def test_a_run_goes_on_bit_for_bit(stop):
     assert again.resumable
 
 
-def test_a_spike_stops_before_the_step_and_its_documents_come_again():
+def test_a_spike_stops_before_the_step_and_its_documents_come_again(ahead):
     net = network()
     one = stage(net)
     done = [one.step().metrics["documents"] for _ in range(2)]

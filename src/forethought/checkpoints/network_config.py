@@ -151,6 +151,11 @@ class DenseConfig(_Network):
                 raise ValueError(f"{key} must be {str(value).lower()} in this {self.model_type}")
         return self
 
+    @property
+    def widest_head(self) -> int:
+        """The width of what attention multiplies."""
+        return self.head_dim
+
 
 class DeepseekConfig(_Network):
     """A DeepSeek-V3, or a V2: latent attention and a mixture of experts.
@@ -261,6 +266,11 @@ class DeepseekConfig(_Network):
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}, and transformers refuses that in deepseek_v2"
             )
+
+    @property
+    def widest_head(self) -> int:
+        """The width of what attention multiplies."""
+        return max(self.qk_head_dim, self.v_head_dim)
 
     @property
     def qk_head_dim(self) -> int:

@@ -34,6 +34,11 @@ _FLASH_WIDTH = 256
 """The widest head that the flash kernels take; widths must be multiples of 8."""
 
 
+def has_flash(device: torch.device, dtype: torch.dtype, widest_head: int) -> bool:
+    """Whether rows are attended to as they are: all else is padded by the lengths of sequences."""
+    return device.type == "cuda" and dtype in _HALVES and widest_head <= _FLASH_WIDTH
+
+
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A copy of a CPU tensor on ``device``; a GPU's copy is under way when this returns."""
     if torch.device(device).type != "cuda":
@@ -92,6 +97,11 @@ class PackedSequences:
         """Where sequences begin and the last one ends, int32 [S + 1]."""
         return to_device(torch.tensor((0, *self._ends), dtype=torch.int32), self.device)
 
+    @property
+    def longest(self) -> int:
+        """No sequence has more tokens."""
+        return max(self.lengths)
+
     @cached_property
     def _groups(self) -> list[_Group]:
         return self._grouped()
@@ -147,7 +157,7 @@ class PackedSequences:
             raise ValueError(f"a packed row of {self.tokens} tokens, not {tuple(q_BHTK.shape)}")
         values = k_BGTK if v_BGTV is None else v_BGTV
         widest = max(q_BHTK.shape[-1], values.shape[-1])
-        if q_BHTK.is_cuda and q_BHTK.dtype in _HALVES and widest <= _FLASH_WIDTH:
+        if has_flash(q_BHTK.device, q_BHTK.dtype, widest):
             return self._flash(q_BHTK, k_BGTK, values, scale)
         if len(self._groups) == 1 and self._groups[0].whole:
             group = self._groups[0]
@@ -185,7 +195,7 @@ class PackedSequences:
         width = -(-max(q_1HNK.shape[-1], value_width) // 8) * 8
         # `squeeze` and not an index: the gradient of an index is written into zeros.
         q, k, v = (_widened(x.squeeze(0).transpose(0, 1), width) for x in (q_1HNK, k_1GNK, v_1GNV))
-        longest = max(self.lengths)
+        longest = self.longest
         if self._even and longest >= _LONG and not _no_cudnn:
             even = self._even_attention(q, k, v, scale)
             if even is not None:
@@ -215,6 +225,29 @@ class PackedSequences:
             _no_cudnn.append(True)
             return None
         return out_SHTK.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+
+class PaddedSequences(PackedSequences):
+    """A packed row of a size that does not say what stands in it, for passes that are captured
+    once and replayed with other sequences.
+
+    ``lengths``: those of the sequences with which it is captured, and of what fills the row behind
+    them. Where there `has_flash` only ``bounds`` count, int64 [room + 1], whose last entries repeat
+    the end of the row, unless all lengths are equal: then those of a replay must be the same.
+    """
+
+    def __init__(self, lengths: Sequence[int], bounds: torch.Tensor, longest: int) -> None:
+        super().__init__(lengths, bounds.device)
+        self._longest = longest
+        self._static_bounds = bounds
+
+    @cached_property
+    def _bounds(self) -> torch.Tensor:
+        return self._static_bounds.to(torch.int32)
+
+    @property
+    def longest(self) -> int:
+        return self._longest
 
 
 _no_cudnn: list[bool] = []

@@ -5,15 +5,19 @@ N: input tokens in a row, L: positions whose next token is trained (loss tokens)
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from forethought.models.packed import PackedSequences, to_device
+
+Integers: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,35 +55,24 @@ class PackedBatch:
     def __init__(
         self, sequences: Sequence[TokenSequence], device: torch.device | str = "cpu"
     ) -> None:
-        if any(sequence.inputs < 1 for sequence in sequences):
-            raise ValueError("a sequence of one token predicts nothing")
-        self.packed = PackedSequences([sequence.inputs for sequence in sequences], device)
+        self.row = Row(sequences)
+        self.packed = PackedSequences(self.row.lengths, device)
         self._device = torch.device(device)
-        inputs_S = torch.tensor(self.packed.lengths)
-        sequence_N = torch.arange(len(inputs_S)).repeat_interleave(inputs_S)
-        position_N = torch.arange(self.packed.tokens) - torch.tensor(self.packed.starts)[sequence_N]
-        # Sequence s is one token longer than its inputs, and so stands s tokens further on.
-        every = torch.frombuffer(
-            array("q", chain.from_iterable(one.ids for one in sequences)), dtype=torch.int64
-        )
-        place_N = torch.arange(self.packed.tokens) + sequence_N
-        self._next_N = every[place_N + 1]
-        self._trained_N = _trained(sequences, sequence_N, position_N)
-        rows_L = self._trained_N.nonzero()[:, 0]
-        sequence_L = sequence_N[rows_L]
-        self.sequences = len(inputs_S)
-        self.loss_tokens_S = tuple(torch.bincount(sequence_L, minlength=self.sequences).tolist())
+        sequence_L = self.row.sequence_N[self.row.rows_L]
+        self.sequences = len(self.row.lengths)
+        loss_tokens_S = np.bincount(sequence_L, minlength=self.sequences)
+        self.loss_tokens_S = tuple(loss_tokens_S.tolist())
         """Loss tokens of each sequence."""
         moved = _moved(
             (
-                every[place_N],
-                self._next_N,
-                rows_L,
-                self._next_N[rows_L],
-                position_N,
-                sequence_N,
+                self.row.ids_N,
+                self.row.next_N,
+                self.row.rows_L,
+                self.row.next_N[self.row.rows_L],
+                self.row.positions_N,
+                self.row.sequence_N,
                 sequence_L,
-                torch.tensor(self.loss_tokens_S),
+                loss_tokens_S,
             ),
             self._device,
         )
@@ -108,11 +101,8 @@ class PackedBatch:
     @cached_property
     def _second(self) -> tuple[torch.Tensor, ...]:
         """(`second_rows_L`, `second_targets_L`)."""
-        trained_N = torch.cat((self._trained_N[1:], torch.zeros(1, dtype=torch.bool)))
-        # The last input of a sequence has nothing after its next token.
-        trained_N[torch.tensor(self.packed.starts[1:], dtype=torch.int64) - 1] = False
-        rows_L = trained_N.nonzero()[:, 0]
-        return _moved((rows_L, self._next_N[rows_L + 1]), self._device)
+        rows_L = self.row.second_rows_L
+        return _moved((rows_L, self.row.next_N[rows_L + 1]), self._device)
 
     @property
     def second_rows_L(self) -> torch.Tensor:
@@ -126,26 +116,62 @@ class PackedBatch:
         return self._second[1]
 
 
-def _trained(
-    sequences: Sequence[TokenSequence], sequence_N: torch.Tensor, position_N: torch.Tensor
-) -> torch.Tensor:
-    """Whether the token after each input token is a target; bool [N], on the CPU."""
-    prompt_S = torch.tensor([sequence.prompt for sequence in sequences])
-    trained_N = position_N + 1 >= prompt_S[sequence_N]
-    start = 0
-    for sequence in sequences:
-        if sequence.mask is not None:
-            trained_N[start : start + sequence.inputs] = torch.tensor(sequence.mask[1:])
-        start += sequence.inputs
-    return trained_N
+class Row:
+    """Sequences in a row as arrays of the CPU, int64. By numpy: a dozen operations on so few
+    numbers are over before torch has woken its threads, and a GPU may be waiting.
+
+    ValueError for a sequence of fewer than two tokens.
+    """
+
+    def __init__(self, sequences: Sequence[TokenSequence]) -> None:
+        if any(sequence.inputs < 1 for sequence in sequences):
+            raise ValueError("a sequence of one token predicts nothing")
+        self.lengths = [sequence.inputs for sequence in sequences]
+        lengths_S = np.array(self.lengths, dtype=np.int64)
+        self.tokens = int(lengths_S.sum())
+        self.sequence_N: Integers = np.repeat(np.arange(len(lengths_S)), lengths_S)
+        every_N = np.arange(self.tokens)
+        self.positions_N: Integers = every_N - np.repeat(lengths_S.cumsum() - lengths_S, lengths_S)
+        # Sequence s is one token longer than its inputs, and so stands s tokens further on.
+        ids = np.fromiter(
+            chain.from_iterable(one.ids for one in sequences),
+            dtype=np.int64,
+            count=self.tokens + len(lengths_S),
+        )
+        place_N = every_N + self.sequence_N
+        self.ids_N: Integers = ids[place_N]
+        self.next_N: Integers = ids[place_N + 1]
+        """The token after each input token."""
+        self._trained_N = self._trained(sequences)
+        self.rows_L: Integers = self._trained_N.nonzero()[0]
+        """Input positions whose next token is trained, in order."""
+
+    def _trained(self, sequences: Sequence[TokenSequence]) -> NDArray[np.bool_]:
+        """Whether the token after each input token is a target; [N]."""
+        prompt_S = np.array([sequence.prompt for sequence in sequences])
+        trained_N: NDArray[np.bool_] = self.positions_N + 1 >= prompt_S[self.sequence_N]
+        start = 0
+        for sequence in sequences:
+            if sequence.mask is not None:
+                trained_N[start : start + sequence.inputs] = sequence.mask[1:]
+            start += sequence.inputs
+        return trained_N
+
+    @cached_property
+    def second_rows_L(self) -> Integers:
+        """Input positions from which the MTP module predicts a trained token."""
+        trained_N = np.append(self._trained_N[1:], False)
+        # The last input of a sequence has nothing after its next token.
+        trained_N[np.cumsum(self.lengths)[:-1] - 1] = False
+        return trained_N.nonzero()[0]
 
 
-def _moved(tensors: Sequence[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Index tensors of one axis on ``device``, by one copy."""
+def _moved(arrays: Sequence[Integers], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Index arrays of one axis as tensors on ``device``, by one copy."""
     if device.type == "cpu":
-        return tuple(tensors)
-    sizes = [len(tensor) for tensor in tensors]
-    return torch.split(to_device(torch.cat(tuple(tensors)), device), sizes)
+        return tuple(torch.from_numpy(array) for array in arrays)
+    whole = torch.from_numpy(np.concatenate(arrays))
+    return torch.split(to_device(whole, device), [len(array) for array in arrays])
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -89,9 +89,13 @@ def token_logprobs(
 
 
 def summed_surprise(
-    hidden_ND: torch.Tensor, head_weight_VD: torch.Tensor, targets_N: torch.Tensor
+    hidden_ND: torch.Tensor,
+    head_weight_VD: torch.Tensor,
+    targets_N: torch.Tensor,
+    weights_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The sum of -log p(target) over the rows, a scalar: what cross entropy is before its division.
+    Rows count with their weights (of any dtype, no gradient) where they are given.
 
     On CUDA in 16 bits the gradient is computed beside the value, while a chunk's logits exist: all
     of them are wanted with one weight, so nothing has to be computed again on the way back.
@@ -99,23 +103,29 @@ def summed_surprise(
     usable = fused.usable(hidden_ND) and head_weight_VD.dtype == hidden_ND.dtype
     if usable and torch.is_grad_enabled():
         total: torch.Tensor = _SummedSurprise.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, head_weight_VD, targets_N
+            hidden_ND, head_weight_VD, targets_N, weights_N
         )
         return total
-    return -token_logprobs(hidden_ND, head_weight_VD, targets_N, entropy=False)[0].sum()
+    logprobs_N = token_logprobs(hidden_ND, head_weight_VD, targets_N, entropy=False)[0]
+    return -(logprobs_N if weights_N is None else logprobs_N * weights_N).sum()
 
 
 class _SummedSurprise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor | None,
     ) -> torch.Tensor:
         from forethought.training.logprob_kernels import row_gradient, row_statistics
 
         count = len(targets_N)
         chunk = max(1, _HELD_ON_CUDA // len(weight_VD))
         logprobs_N = torch.empty(count, dtype=torch.float32, device=hidden_ND.device)
-        log_sum_N, minus_one_N = torch.empty_like(logprobs_N), torch.full_like(logprobs_N, -1.0)
+        log_sum_N = torch.empty_like(logprobs_N)
+        factors_N = torch.full_like(logprobs_N, -1.0) if weights_N is None else -weights_N.float()
         grad_ND = torch.empty_like(hidden_ND)
         grad_VD: torch.Tensor | None = None
         for rows in _slices(count, chunk):
@@ -125,7 +135,7 @@ class _SummedSurprise(torch.autograd.Function):
                 logits_CV, targets_C, logprobs_N[rows], logprobs_N, log_sum_C, 1.0, entropy=False
             )
             grad_CV = torch.empty_like(logits_CV, dtype=hidden_ND.dtype)
-            row_gradient(logits_CV, targets_C, log_sum_C, minus_one_N[rows], grad_CV, 1.0)
+            row_gradient(logits_CV, targets_C, log_sum_C, factors_N[rows], grad_CV, 1.0)
             del logits_CV
             torch.mm(grad_CV, weight_VD, out=grad_ND[rows])
             grad_VD = _added(grad_VD, grad_CV, hidden_ND[rows], last=count <= chunk)
@@ -133,15 +143,15 @@ class _SummedSurprise(torch.autograd.Function):
             grad_VD = torch.zeros_like(weight_VD)
         ctx.save_for_backward(grad_ND, grad_VD)
         ctx.dtype = weight_VD.dtype
-        return -logprobs_N.sum()
+        return (logprobs_N * factors_N).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_ND, grad_VD = ctx.saved_tensors
         # In float32: rounded to 16 bits, the factor would be off for all tokens alike.
         to_hidden = (grad_ND.float() * grad).to(grad_ND.dtype)
-        return to_hidden, (grad_VD.float() * grad).to(ctx.dtype), None
+        return to_hidden, (grad_VD.float() * grad).to(ctx.dtype), None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

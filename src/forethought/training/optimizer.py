@@ -8,7 +8,7 @@ written in place, so whoever holds their storage (the sampler, a compiled graph)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,11 +68,14 @@ class MasterAdamW:
         """
         self._config = config
         self._masters: dict[str, torch.Tensor] = {}
+        self._trained: list[nn.Parameter] = []
+        self._kept = False
         self._halves: dict[str, nn.Parameter] = {}
         """The bfloat16 parameters, which are written from their masters."""
         for name, parameter in parameters:
             if not parameter.requires_grad:
                 continue
+            self._trained.append(parameter)
             if parameter.dtype in _OWN_MASTERS:
                 self._masters[name] = parameter
             elif parameter.dtype == torch.bfloat16:
@@ -123,7 +126,7 @@ class MasterAdamW:
         on the CPU NonFiniteGradient is raised, on an accelerator, where that would make the CPU
         wait at every step, the step is left out and the norm returned (`check_norm`).
         """
-        gradients = [m.grad for m in self._masters.values() if m.grad is not None]
+        gradients = self.gradients
         if not gradients:
             raise RuntimeError("a step without any gradient")
         norm = nn.utils.get_total_norm(gradients) * grad_scale
@@ -161,10 +164,42 @@ class MasterAdamW:
                 summed.append(master.grad)
         ranks.sum_(summed)
 
+    @property
+    def trained(self) -> Sequence[nn.Parameter]:
+        """The parameters that steps move, in order."""
+        return self._trained
+
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """Those that are there, added up so far."""
+        return [master.grad for master in self._masters.values() if master.grad is not None]
+
+    def add_gradients(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add a micro-batch's gradients, one for each of :attr:`trained`, as `backward` would."""
+        for master, gradient in zip(self._masters.values(), gradients, strict=True):
+            if gradient is None:
+                continue
+            if master.grad is None:
+                # A copy: what a captured pass leaves is written again by the next.
+                master.grad = gradient.to(master.dtype, copy=True)
+            else:
+                master.grad.add_(gradient)
+
+    def keep_gradients(self) -> None:
+        """From now on gradients stay where they are and are set to 0, not dropped: captured passes
+        hold their addresses. What has a gradient once has one at every step."""
+        self._kept = True
+
     def zero_grad(self) -> None:
         """Drop all gradients, added up or not."""
-        for tensor in (*self._masters.values(), *self._halves.values()):
-            tensor.grad = None
+        for half in self._halves.values():
+            half.grad = None
+        if self._kept:
+            if self.gradients:
+                torch._foreach_zero_(self.gradients)
+            return
+        for master in self._masters.values():
+            master.grad = None
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that a step depends on beside the float32 parameters: for each parameter
@@ -210,6 +245,7 @@ class MasterAdamW:
         """Leave the parameters to another optimiser: their gradients are theirs again."""
         for hook in self._hooks:
             hook.remove()
+        self._kept = False
         self.zero_grad()
 
 

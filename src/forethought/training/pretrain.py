@@ -17,7 +17,7 @@ from forethought.training.lanes import Lanes
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.prompting import Prompter
 from forethought.training.stage import Facts, SpikeGuard, StepResult, Tensors, TrainingStopped
-from forethought.training.supervised import Supervised
+from forethought.training.supervised import Prepared, Supervised
 from forethought.training.tokenizer import TrainedTokenizer
 
 
@@ -59,7 +59,8 @@ class Pretrainer:
         )
         self._guard = SpikeGuard(config.spike_factor)
         self._next = 0
-        """Documents used up."""
+        """Documents used up by the steps that were taken."""
+        self._ahead: tuple[Prepared, int] | None = None
         self._open = ExitStack()
         self._source: Iterator[tuple[int, ...]] | None = None
         self._held: TokenSequence | None = None
@@ -69,19 +70,29 @@ class Pretrainer:
         return True
 
     def step(self) -> StepResult:
-        before = self._next
         rate = learning_rate(self._config.optimizer, self.number, self.steps)
-        with self._phases.phase("documents"):
-            batch = self._batch()
+        prepared, documents = self._ahead or self._prepared()
+        self._ahead = None
+        more = self._trainer.runs_ahead and self.number + 1 < self.steps
+        look_ahead = self._look_ahead if more else None
         try:
-            metrics = self._trainer.step(batch, rate, self._guard.check)
+            metrics = self._trainer.step(prepared, rate, self._guard.check, look_ahead)
         except TrainingStopped:
             self.close()  # What was read ahead comes again.
-            self._next = before
             raise
         self.number += 1
-        tokens = sum(sequence.inputs for sequence in batch)
-        return StepResult({**metrics, "documents": self._next - before}, tokens)
+        self._next += documents
+        tokens = sum(sequence.inputs for sequence in prepared.sequences)
+        return StepResult({**metrics, "documents": documents}, tokens)
+
+    def _prepared(self) -> tuple[Prepared, int]:
+        """The next step, and its documents."""
+        with self._phases.phase("documents"):
+            batch = self._batch()
+        return self._trainer.prepare(batch), len(batch)
+
+    def _look_ahead(self) -> None:
+        self._ahead = self._prepared()
 
     def _batch(self) -> list[TokenSequence]:
         """The next documents, as many as fit; at least one."""
@@ -93,7 +104,6 @@ class Pretrainer:
                 self._held = one
                 return batch
             self._held = None
-            self._next += 1
             batch.append(one)
             room -= one.inputs
 
@@ -129,4 +139,4 @@ class Pretrainer:
 
     def close(self) -> None:
         self._open.close()
-        self._source, self._held = None, None
+        self._source, self._held, self._ahead = None, None, None

@@ -7,7 +7,7 @@ Sources: DeepSeek-V3 (arXiv:2412.19437) sections 2.1.2 (balance) and 2.2 (MTP).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -20,13 +20,16 @@ from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.deepseek_v3.balance import expert_load, packed_balance_loss, update_bias
 from forethought.models.deepseek_v3.gate import Gate
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
-from forethought.training.batches import PackedBatch, TokenSequence
+from forethought.models.packed import has_flash
+from forethought.training.batches import PackedBatch, Row, TokenSequence
+from forethought.training.captured import CapturedPasses
 from forethought.training.config import BalanceConfig
 from forethought.training.lanes import Lanes
 from forethought.training.logprobs import rows_of, summed_surprise
 from forethought.training.memory import step_memory
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm
+from forethought.training.pass_inputs import FilledRoom, PassInputs, Room, Targets
 from forethought.training.ranks import Ranks
 from forethought.training.stage import TrainingStopped
 
@@ -52,8 +55,17 @@ class ExpertBalance:
 
     def count(self, indices: Sequence[torch.Tensor]) -> None:
         """Add what each gate decided in a pass, int64 [N, K] each."""
-        for load_E, indices_NK in zip(self._loads, indices, strict=True):
-            load_E += expert_load(indices_NK, len(load_E))
+        self.add(
+            [
+                expert_load(indices_NK, len(load_E))
+                for load_E, indices_NK in zip(self._loads, indices, strict=True)
+            ]
+        )
+
+    def add(self, loads: Sequence[torch.Tensor]) -> None:
+        """Add what a pass counted, int64 [E] for each gate."""
+        for load_E, more_E in zip(self._loads, loads, strict=True):
+            load_E += more_E
 
     def sum_over(self, ranks: Ranks) -> None:
         """Add up what all ranks counted."""
@@ -62,10 +74,16 @@ class ExpertBalance:
     @torch.no_grad()
     def update(self, step: float) -> None:
         """Move each bias by ``step`` towards an even load, in place; then count anew."""
-        for gate, load_E in zip(self.gates, self._loads, strict=True):
-            bias_E = gate.e_score_correction_bias
-            if bias_E is not None and step:
-                bias_E.copy_(update_bias(bias_E, load_E, step))
+        pairs = [
+            (gate.e_score_correction_bias, load_E)
+            for gate, load_E in zip(self.gates, self._loads, strict=True)
+            if gate.e_score_correction_bias is not None
+        ]
+        if pairs and step:
+            biases, loads = zip(*pairs, strict=True)
+            # All layers at once: they have equally many experts.
+            moved_ME = update_bias(torch.stack(biases), torch.stack(loads), step)
+            torch._foreach_copy_(list(biases), list(moved_ME.unbind()))
         self.reset()
 
     @property
@@ -73,20 +91,29 @@ class ExpertBalance:
         """The busiest expert's load over the mean, in the worst layer; None without experts."""
         if not self._loads:
             return None
-        worst = torch.stack([load.max() / load.double().mean() for load in self._loads]).nan_to_num(
-            nan=0.0
-        )
-        return float(worst.max()) or None
+        # One read of the device.
+        loads = [(max(load), sum(load) / len(load)) for load in torch.stack(self._loads).tolist()]
+        return max(most / mean if mean else 0.0 for most, mean in loads) or None
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one micro-batch adds to a step: its shares of the losses by name (float64, on the
-    device: nothing waits for them before the step's last), and which experts each gate chose,
-    int64 [N, K] each."""
+    """What one micro-batch adds to a step: its shares of the losses, float64 in the order of
+    `Supervised`'s names, on the device (nothing waits for them before the step's last), and how
+    many tokens chose each expert, int64 [E] for each gate."""
 
-    shares: dict[str, torch.Tensor]
-    experts: list[torch.Tensor]
+    shares: torch.Tensor
+    loads: list[torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A step's sequences, laid out as passes: what can be done while the device is busy."""
+
+    sequences: list[TokenSequence]
+    targets: int
+    passes: list[PackedBatch] | list[FilledRoom]
+    """Of fixed sizes where passes are captured."""
 
 
 class Supervised:
@@ -94,6 +121,8 @@ class Supervised:
 
     ``vocabulary``: rows of the head that exist as tokens; the padding above is never predicted.
     ``lanes``: those of ``network``; one by default. ``phases`` hear of passes and updates.
+    ``fixed_sizes``: passes are padded to few sizes and, on CUDA, captured as graphs; by default on
+    CUDA in 16 bits, where one lane computes and nobody listens to its phases.
     """
 
     def __init__(
@@ -107,6 +136,7 @@ class Supervised:
         mtp_weight: float = 0.0,
         lanes: Lanes | None = None,
         phases: Phases = SILENT,
+        fixed_sizes: bool | None = None,
     ) -> None:
         self.network = network
         self._lanes = lanes or Lanes(network)
@@ -117,55 +147,96 @@ class Supervised:
         self._balance = balance
         has_mtp = isinstance(network, DeepseekV3) and bool(network.mtp)
         self._mtp_weight = mtp_weight if has_mtp else 0.0
-        self._experts = ExpertBalance(network, mtp=self._mtp_weight > 0)
+        self._mtp = self._mtp_weight > 0
+        self._experts = ExpertBalance(network, mtp=self._mtp)
+        balanced = bool(self._experts.gates) and bool(balance.loss_weight)
+        self._names = [
+            name for name, there in zip(_LOSSES, (True, self._mtp, balanced), strict=True) if there
+        ]
+        self._captured: CapturedPasses | None = None
+        if fixed_sizes is None:
+            # A clock wants to hear of passes, and lanes have gradients of their own.
+            fixed_sizes = self._capturable and self._lanes.count == 1 and phases is SILENT
+        if fixed_sizes:
+            self._capture_passes()
 
-    def step(
-        self, sequences: Sequence[TokenSequence], learning_rate: float, check: Check | None = None
-    ) -> dict[str, Number]:
-        """Train on ``sequences`` together; the step's metrics.
+    @property
+    def _capturable(self) -> bool:
+        """Whether a pass of one size is the same work whatever the lengths of its sequences."""
+        network = self.network
+        return has_flash(network.device, network.dtype, network.config.widest_head)
 
-        ``check`` sees the loss before a weight is changed, and may raise. Raises `TrainingStopped`,
-        also before, where loss or gradient is not finite; ValueError where nothing is predicted.
-        """
+    def _capture_passes(self) -> None:
+        self._captured = CapturedPasses(
+            self._whole_pass,
+            lambda: [
+                *self.network.parameters(),
+                *self.network.buffers(),
+                *self.optimizer.gradients,
+            ],
+            self.network.device,
+            capture=self._capturable,
+        )
+        self.optimizer.keep_gradients()
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step's ``meanwhile`` runs while the device computes."""
+        return self._captured is not None
+
+    @property
+    def graphs(self) -> int:
+        """Passes that are held as CUDA graphs."""
+        return 0 if self._captured is None else self._captured.captured
+
+    def prepare(self, sequences: Sequence[TokenSequence]) -> Prepared:
+        """Lay out the passes of a step. ValueError where nothing is predicted."""
         sequences = [sequence for sequence in sequences if sequence.targets]
         targets = sum(sequence.targets for sequence in sequences)
         if not targets:
             raise ValueError("no sequence of the step has a token to train")
+        lengths = [sequence.inputs for sequence in sequences]
+        parts = [[sequences[at] for at in part] for part in self._lanes.deal(lengths, self._budget)]
+        if self._captured is not None:
+            rows = [Row(part) for part in parts]
+            count = len(sequences)
+            return Prepared(sequences, targets, [self._filled(row, targets, count) for row in rows])
+        device = self.network.device
+        return Prepared(sequences, targets, [PackedBatch(part, device) for part in parts])
+
+    def step(
+        self,
+        sequences: Sequence[TokenSequence] | Prepared,
+        learning_rate: float,
+        check: Check | None = None,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> dict[str, Number]:
+        """Train on ``sequences`` together; the step's metrics.
+
+        ``check`` sees the loss before a weight is changed, and may raise. ``meanwhile`` is called
+        once passes are under way: on an accelerator nothing waits for it. Raises `TrainingStopped`,
+        also before, where loss or gradient is not finite; ValueError where nothing is predicted.
+        """
+        step = sequences if isinstance(sequences, Prepared) else self.prepare(sequences)
         # A step that was stopped may have left its gradients and loads.
         self.optimizer.zero_grad()
         self._lanes.drop_gradients()
         self._experts.reset()
-        lengths = [sequence.inputs for sequence in sequences]
-        parts = self._lanes.deal(lengths, self._budget)
-        shares: list[dict[str, torch.Tensor]] = []
-        with step_memory(self.network.device, self._budget), ExitStack() as listening:
-            recorders = [
-                listening.enter_context(
-                    RoutingRecorder(network, gates(network, mtp=self._mtp_weight > 0))
-                )
-                for network in self._lanes.networks
-            ]
-
-            def work(lane: int, part: list[int]) -> _Pass:
-                batch = PackedBatch([sequences[at] for at in part], self.network.device)
-                network = self._lanes.networks[lane]
-                return self._backward(
-                    network, batch, len(part), targets, len(sequences), recorders[lane]
-                )
-
-            for one in self._lanes.run(work, parts):
-                shares.append(one.shares)
-                self._experts.count(one.experts)
+        with step_memory(self.network.device, self._budget):
+            passes = self._passes(step)
+        if meanwhile is not None:
+            meanwhile()
+        for one in passes:
+            self._experts.add(one.loads)
         self._lanes.gather_gradients()
         ranks = self._lanes.ranks
         self.optimizer.sum_gradients(ranks)
         self._experts.sum_over(ranks)
-        sums = _summed(shares, ranks)
+        sums = _summed(self._names, [one.shares for one in passes], ranks)
         if check is not None:
             check(sums["loss"])
-        mtp = self._mtp_weight > 0
         try:
-            with self._phases.phase("optimiser", lambda costs: costs.optimizer_step(mtp=mtp)):
+            with self._phases.phase("optimiser", lambda costs: costs.optimizer_step(mtp=self._mtp)):
                 norm = check_norm(self.optimizer.step(learning_rate))
         except NonFiniteGradient:
             raise TrainingStopped(
@@ -174,11 +245,11 @@ class Supervised:
             ) from None
         metrics: dict[str, Number] = {
             "loss": sums["loss"],
-            "mtp_loss": sums["mtp_loss"] if self._mtp_weight else None,
+            "mtp_loss": sums["mtp_loss"] if self._mtp else None,
             "grad_norm": norm,
             "learning_rate": learning_rate,
-            "tokens": sum(sequence.inputs for sequence in sequences),
-            "sequences": len(sequences),
+            "tokens": sum(sequence.inputs for sequence in step.sequences),
+            "sequences": len(step.sequences),
         }
         if self._experts.gates:
             metrics["balance_loss"] = sums["balance_loss"]
@@ -186,55 +257,88 @@ class Supervised:
         self._experts.update(self._balance.bias_step)
         return metrics
 
+    def _passes(self, step: Prepared) -> list[_Pass]:
+        """All passes of a step, their gradients added up."""
+        if self._captured is not None:
+            return [self._replayed(one) for one in step.passes if isinstance(one, FilledRoom)]
+        with ExitStack() as listening:
+            recorders = [
+                listening.enter_context(self._recorder(network)) for network in self._lanes.networks
+            ]
+
+            def work(lane: int, batch: PackedBatch) -> _Pass:
+                return self._backward(
+                    self._lanes.networks[lane],
+                    batch,
+                    PassInputs.of(batch, step.targets, len(step.sequences), mtp=self._mtp),
+                    recorders[lane],
+                )
+
+            batches = [batch for batch in step.passes if isinstance(batch, PackedBatch)]
+            return self._lanes.run(work, batches)
+
+    def _recorder(self, network: CausalLM) -> RoutingRecorder:
+        return RoutingRecorder(network, gates(network, mtp=self._mtp))
+
+    def _filled(self, row: Row, targets: int, sequences: int) -> FilledRoom:
+        room = Room.of(row, self._budget, mtp=self._mtp)
+        return FilledRoom.of(room, row, targets, sequences, self.network.device)
+
+    def _replayed(self, filled: FilledRoom) -> _Pass:
+        """A pass from a graph, where there is one for its size."""
+        assert self._captured is not None
+        said = self._captured.run(filled)
+        experts = [gate.weight.shape[0] for gate in self._experts.gates]
+        shares, *loads = torch.split(said, [len(self._names), *experts])
+        return _Pass(shares, [load_E.long() for load_E in loads])
+
+    def _whole_pass(self, inputs: PassInputs) -> torch.Tensor:
+        """What is captured: a pass, its gradients added to the optimiser's; what `_replayed` reads.
+
+        Not `backward`: what it adds gradients with belongs to the stream on which the optimiser
+        was made.
+        """
+        with self._recorder(self.network) as recorder:
+            total, found = self._loss(self.network, inputs, recorder)
+        gradients = torch.autograd.grad(total, list(self.optimizer.trained), allow_unused=True)
+        self.optimizer.add_gradients(gradients)
+        return torch.cat([found.shares, *(load_E.double() for load_E in found.loads)])
+
     def _backward(
         self,
         network: CausalLM,
         batch: PackedBatch,
-        sequences: int,
-        all_targets: int,
-        all_sequences: int,
+        inputs: PassInputs,
         recorder: RoutingRecorder,
     ) -> _Pass:
         """Add the gradient of one micro-batch's share of the step's loss."""
 
         def computed() -> tuple[tuple[int, ...], int, int | None]:
-            second = len(batch.second_rows_L) if self._mtp_weight else None
+            second = len(batch.second_rows_L) if self._mtp else None
             return batch.packed.lengths, batch.loss_tokens, second
 
         with self._phases.phase("forward", lambda costs: costs.forward(*computed())):
-            total, found = self._loss(
-                network, batch, sequences, all_targets, all_sequences, recorder
-            )
+            total, found = self._loss(network, inputs, recorder)
         with self._phases.phase("backward", lambda costs: costs.backward(*computed())):
             total.backward()  # type: ignore[no-untyped-call]
         return found
 
     def _loss(
-        self,
-        network: CausalLM,
-        batch: PackedBatch,
-        sequences: int,
-        all_targets: int,
-        all_sequences: int,
-        recorder: RoutingRecorder,
+        self, network: CausalLM, inputs: PassInputs, recorder: RoutingRecorder
     ) -> tuple[torch.Tensor, _Pass]:
         """One micro-batch's share of the step's loss."""
         head_VD = network.head_weight[: self._vocabulary]
-        hidden_ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
-        surprise = summed_surprise(rows_of(hidden_ND, batch.rows_L), head_VD, batch.targets_L)
-        loss = surprise / all_targets
-        shares = {"loss": loss.detach().double()}
+        hidden_ND = network.hidden(inputs.ids_1N, inputs.positions_1N, inputs.packed)
+        loss = _surprise(hidden_ND, head_VD, inputs.targets) / inputs.all_targets
+        shares = [loss]
         total = loss
-        if self._mtp_weight:
+        if inputs.second is not None:
             assert isinstance(network, DeepseekV3)
             second_ND = network.mtp_hidden(
-                batch.next_N[None], hidden_ND, batch.positions_1N, batch.packed
+                inputs.next_N[None], hidden_ND, inputs.positions_1N, inputs.packed
             )
-            surprise = summed_surprise(
-                rows_of(second_ND, batch.second_rows_L), head_VD, batch.second_targets_L
-            )
-            mtp = surprise / all_targets
-            shares["mtp_loss"] = mtp.detach().double()
+            mtp = _surprise(second_ND, head_VD, inputs.second) / inputs.all_targets
+            shares.append(mtp)
             total = total + self._mtp_weight * mtp
         routings = recorder.routings if recorder.layers else []
         if routings and self._balance.loss_weight:
@@ -244,26 +348,35 @@ class Supervised:
                         packed_balance_loss(
                             routing.scores_NE,
                             routing.indices_NK,
-                            batch.sequence_N,
-                            sequences,
+                            inputs.sequence_N,
+                            inputs.sequences,
                             self._balance.loss_weight,
+                            inputs.real_S,
                         )
                         for routing in routings
                     ]
                 ).sum()
-                / all_sequences
+                / inputs.all_sequences
             )
-            shares["balance_loss"] = balance.detach().double()
+            shares.append(balance)
             total = total + balance
-        return total, _Pass(shares, [routing.indices_NK for routing in routings])
+        real_N = inputs.real_N if routings else None
+        loads = [
+            expert_load(routing.indices_NK, routing.scores_NE.shape[1], real_N)
+            for routing in routings
+        ]
+        return total, _Pass(torch.stack([share.detach().double() for share in shares]), loads)
 
 
-def _summed(shares: Sequence[Mapping[str, torch.Tensor]], ranks: Ranks) -> dict[str, float]:
+def _surprise(hidden_1ND: torch.Tensor, head_VD: torch.Tensor, targets: Targets) -> torch.Tensor:
+    states_LD = rows_of(hidden_1ND, targets.rows_L)
+    return summed_surprise(states_LD, head_VD, targets.ids_L, targets.weights_L)
+
+
+def _summed(names: Sequence[str], shares: Sequence[torch.Tensor], ranks: Ranks) -> dict[str, float]:
     """The losses of a step by name, from the shares of all ranks' micro-batches; the device is read
     once."""
     sums = dict.fromkeys(_LOSSES, 0.0)
     if shares:
-        names = list(shares[0])
-        sums_M = torch.stack([torch.stack([one[name] for name in names]) for one in shares]).sum(0)
-        sums |= dict(zip(names, sums_M.tolist(), strict=True))
+        sums |= dict(zip(names, torch.stack(list(shares)).sum(0).tolist(), strict=True))
     return dict(zip(_LOSSES, ranks.totals([sums[name] for name in _LOSSES]), strict=True))

@@ -17,10 +17,13 @@ def expert_load(
     `indices` is [..., K]; `mask` [...] (bool) leaves out tokens that are padding.
     """
     flat = indices.flatten()
-    if flat.is_cuda and mask is None and experts <= 256:
+    if flat.is_cuda and experts <= 256:
         # Adding ones to so few numbers, all threads would wait for each other.
         expert_E = torch.arange(experts, device=flat.device, dtype=flat.dtype)
-        return (flat.unsqueeze(1) == expert_E).sum(dim=0)
+        chosen_ME = flat.unsqueeze(1) == expert_E
+        if mask is not None:
+            chosen_ME &= mask.unsqueeze(-1).expand(indices.shape).reshape(-1, 1)
+        return chosen_ME.sum(dim=0)
     if mask is None:
         ones = torch.ones_like(flat)
     else:
@@ -31,12 +34,12 @@ def expert_load(
 
 def update_bias(bias_E: torch.Tensor, load_E: torch.Tensor, gamma: float) -> torch.Tensor:
     """The selection bias after one step: down by `gamma` for an overloaded expert, up for an
-    underloaded one, unchanged where the load is the mean exactly. A new tensor; [E].
+    underloaded one, unchanged where the load is the mean exactly. A new tensor; [..., E].
 
     `load_E` counts the whole batch of the step, summed over all ranks.
     """
     load_E = load_E.to(bias_E.dtype)
-    return bias_E + gamma * torch.sign(load_E.mean() - load_E)
+    return bias_E + gamma * torch.sign(load_E.mean(dim=-1, keepdim=True) - load_E)
 
 
 def sequence_balance_loss(
@@ -70,11 +73,12 @@ def packed_balance_loss(
     sequence_N: torch.Tensor,
     sequences: int,
     alpha: float,
+    real_S: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """:func:`sequence_balance_loss` of sequences that stand in a row, *summed* over them; a scalar.
 
     `sequence_N` (int64) says which of the `sequences` each token belongs to. The caller divides by
-    the sequences of the whole optimiser step.
+    the sequences of the whole optimiser step. `real_S` (of any dtype) is 0 for what is padding.
     """
     experts, top_k = scores_NE.shape[-1], indices_NK.shape[-1]
     share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True)
@@ -87,4 +91,6 @@ def packed_balance_loss(
     chosen_SE = chosen.view(sequences, experts)
     p_SE = share_NE.new_zeros(sequences, experts).index_add(0, sequence_N, share_NE) / tokens_S1
     f_SE = chosen_SE.to(p_SE.dtype) / tokens_S1
+    if real_S is not None:
+        f_SE = f_SE * real_S.unsqueeze(1)
     return alpha * (experts / top_k) * (f_SE * p_SE).sum()

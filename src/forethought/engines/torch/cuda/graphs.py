@@ -8,31 +8,17 @@ weights may change, their places may not.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
+from forethought.engines.torch.captures import Captures
 from forethought.engines.torch.cuda.draw import Mode
 
 _MODES = 4
 """Ways of drawing whose graphs are kept; the longest unused is forgotten first."""
 _log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without garbage collection: to destroy another graph meanwhile would end the capture."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Steps:
@@ -44,9 +30,7 @@ class Steps:
         self._step = step
         self._capture = capture and device.type == "cuda"
         self._graphs: dict[Mode, dict[int, torch.cuda.CUDAGraph | None]] = {}
-        self._device = device
-        self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None
+        self._captures = Captures(device)
 
     @property
     def captured(self) -> int:
@@ -58,7 +42,7 @@ class Steps:
     def forget(self) -> None:
         """Drop every graph: what they read or write has moved."""
         self._graphs.clear()
-        self._pool = None
+        self._captures.forget()
 
     def run(self, batch: int, mode: Mode) -> None:
         """One step."""
@@ -76,7 +60,8 @@ class Steps:
         graph = of_mode[batch]
         if graph is None:
             try:
-                graph = of_mode[batch] = self._captured(batch, mode)
+                graph, _ = self._captures.capture(lambda: self._step(batch, mode))
+                of_mode[batch] = graph
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -87,24 +72,3 @@ class Steps:
                 self._step(batch, mode)
                 return
         graph.replay()
-
-    def _captured(self, batch: int, mode: Mode) -> torch.cuda.CUDAGraph:
-        current = torch.cuda.current_stream(self._device)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream), _no_collection():
-            # Other threads may go on using the device (a verifier's, a logger's).
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                self._step(batch, mode)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph

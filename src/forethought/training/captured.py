@@ -1,0 +1,102 @@
+"""Passes of supervised training as CUDA graphs: a micro-batch forwards and backwards in one launch.
+
+A small network's pass is a thousand kernels of some microseconds, and to launch them from Python
+takes longer. A pass whose sizes are those of an earlier one (`Room`) is captured and
+replayed; the first of a size runs as it is and is a pass like any other, it compiles what has to be
+compiled. Graphs hold addresses: parameters and gradients may change, their places may not.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from forethought.engines.torch.captures import Captures
+from forethought.training.pass_inputs import FilledRoom, PassInputs, Room
+
+_ROOMS = 12
+"""Sizes whose graphs are kept; the longest unused is forgotten first."""
+_log = logging.getLogger(__name__)
+
+Compute = Callable[[PassInputs], torch.Tensor]
+"""Adds a micro-batch's gradients, and returns what is to be read of it, float64 of one axis."""
+
+
+@dataclass(slots=True)
+class _Held:
+    buffer: torch.Tensor
+    inputs: PassInputs
+    graph: torch.cuda.CUDAGraph | None = None
+    said: torch.Tensor | None = None
+    """What the captured pass returns."""
+
+
+class CapturedPasses:
+    """Runs ``compute``, from a graph where it can. Without ``capture``, never.
+
+    ``places`` are tensors whose memory graphs use beside their own: where one has moved, every
+    graph is forgotten.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        places: Callable[[], Sequence[torch.Tensor]],
+        device: torch.device,
+        *,
+        capture: bool,
+    ) -> None:
+        self._compute, self._places, self._device = compute, places, device
+        self._capture = capture
+        self._held: dict[Room, _Held] = {}
+        self._at: list[int] = []
+        self._captures = Captures(device)
+
+    @property
+    def captured(self) -> int:
+        """Graphs held now."""
+        return sum(held.graph is not None for held in self._held.values())
+
+    def run(self, filled: FilledRoom) -> torch.Tensor:
+        """One pass; what it says is the caller's to keep."""
+        at = [one.data_ptr() for one in self._places()]
+        if at != self._at:
+            self._at = at
+            self.forget()
+        room = filled.room
+        held = self._held.pop(room, None)
+        first = held is None
+        if held is None:
+            buffer = torch.empty(room.size, dtype=torch.int64, device=self._device)
+            held = _Held(buffer, filled.inputs(buffer))
+        self._held[room] = held  # the newest comes last
+        if len(self._held) > _ROOMS:
+            del self._held[next(iter(self._held))]
+        held.buffer.copy_(filled.values, non_blocking=True)
+        if not first and held.graph is None and self._capture:
+            self._try_to_capture(held)
+        if held.graph is None or held.said is None:
+            # Not the inputs that are held: they remember the lengths of the first row.
+            return self._compute(filled.inputs(held.buffer))
+        held.graph.replay()
+        return held.said.clone()
+
+    def forget(self) -> None:
+        """Drop every graph: what they read or write has moved, or the memory is wanted."""
+        self._held.clear()
+        self._captures.forget()
+
+    def _try_to_capture(self, held: _Held) -> None:
+        # A graph has memory of its own: what passes without one left behind is given back first.
+        torch.cuda.empty_cache()
+        try:
+            held.graph, held.said = self._captures.capture(lambda: self._compute(held.inputs))
+        except RuntimeError as error:  # too little memory is one of them
+            self._capture = False
+            self.forget()
+            torch.cuda.empty_cache()
+            reason = str(error).partition("\n")[0]
+            _log.warning("Training without CUDA graphs, and slower: %s", reason)

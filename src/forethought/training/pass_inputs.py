@@ -1,0 +1,218 @@
+"""What one pass of supervised training reads: made for its sequences, or of a size fixed before.
+
+N: input tokens of a row, L: loss tokens, S: sequences.
+
+A captured pass (`captured`) reads the same addresses every time, so its row has room for a fixed
+number of everything, and what stands in it changes. What fills the rest counts as nothing: its
+tokens are a sequence of their own that has no loss, no balance and no load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from forethought.models.packed import PackedSequences, PaddedSequences
+from forethought.training.batches import Integers, PackedBatch, Row
+
+_EVEN = 512
+"""Sequences of one length are attended to as such from this length on (`models.packed`)."""
+_TOKEN_STEPS, _TARGET_STEPS = 16, 8
+"""Rooms for tokens and for targets grow by these shares of a pass's budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where states predict what: int64 [L] each, ``weights_L`` 1 and, for padding, 0."""
+
+    rows_L: torch.Tensor
+    ids_L: torch.Tensor
+    weights_L: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassInputs:
+    """One micro-batch, and what the losses of its whole step are divided by."""
+
+    ids_1N: torch.Tensor
+    positions_1N: torch.Tensor
+    packed: PackedSequences
+    sequence_N: torch.Tensor
+    next_N: torch.Tensor
+    targets: Targets
+    second: Targets | None
+    """Those of the MTP module, where it is trained."""
+    sequences: int
+    all_targets: int | torch.Tensor
+    all_sequences: int | torch.Tensor
+    real_S: torch.Tensor | None = None
+    """1 and, for padding, 0; int64 [S]. None: there is no padding."""
+
+    @property
+    def real_N(self) -> torch.Tensor | None:
+        """Which tokens are no padding; bool [N]."""
+        return None if self.real_S is None else self.real_S[self.sequence_N].bool()
+
+    @classmethod
+    def of(
+        cls, batch: PackedBatch, all_targets: int, all_sequences: int, *, mtp: bool
+    ) -> PassInputs:
+        """Without padding."""
+        second = Targets(batch.second_rows_L, batch.second_targets_L) if mtp else None
+        return cls(
+            batch.ids_1N,
+            batch.positions_1N,
+            batch.packed,
+            batch.sequence_N,
+            batch.next_N,
+            Targets(batch.rows_L, batch.targets_L),
+            second,
+            batch.sequences,
+            all_targets,
+            all_sequences,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of everything a captured pass has room for. Few rooms serve many batches.
+
+    ``even``: the length of each sequence where all have the same and fill the row; else 0.
+    """
+
+    tokens: int
+    sequences: int
+    targets: int
+    longest: int
+    even: int
+    mtp: bool
+
+    @classmethod
+    def of(cls, row: Row, budget: int, *, mtp: bool) -> Room:
+        """The smallest room for a row; ``budget``: the most tokens of a pass, usually."""
+        shortest, longest = min(row.lengths), max(row.lengths)
+        even = shortest if shortest == longest >= _EVEN else 0
+        tokens = row.tokens if even else _up(row.tokens, budget // _TOKEN_STEPS)
+        loss_tokens = max(len(row.rows_L), len(row.second_rows_L) if mtp else 0)
+        filling = tokens - row.tokens
+        return cls(
+            tokens,
+            len(row.lengths) if even else _power(len(row.lengths) + 1),
+            min(tokens, _up(loss_tokens, budget // _TARGET_STEPS)),
+            longest if even else _power(max(longest, filling)),
+            even,
+            mtp,
+        )
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        seconds = self.targets if self.mtp else 0
+        return (
+            *(self.tokens,) * 4,
+            *(self.targets,) * 3,
+            *(seconds,) * 3,
+            self.sequences,
+            self.sequences + 1,
+            1,
+            1,
+        )
+
+    def filled(self, row: Row, all_targets: int, all_sequences: int) -> Integers:
+        """A row and its padding, all in one array: what :meth:`inputs` cuts."""
+        missing = self.tokens - row.tokens
+        spare = self.sequences - len(row.lengths) - (missing > 0)
+        if missing < 0 or spare < 0:
+            raise ValueError(f"{row.tokens} tokens of {len(row.lengths)} sequences for {self}")
+        lengths = _lengths(row, missing)
+        bounds = np.concatenate(([0], np.cumsum(lengths), np.full(spare, self.tokens)))
+        parts = [
+            np.pad(row.ids_N, (0, missing)),
+            np.concatenate((row.positions_N, np.arange(missing))),
+            np.pad(row.sequence_N, (0, missing), constant_values=len(row.lengths)),
+            np.pad(row.next_N, (0, missing)),
+            *self._targets(row.rows_L, row.next_N[row.rows_L]),
+        ]
+        if self.mtp:
+            rows_L = row.second_rows_L
+            parts += self._targets(rows_L, row.next_N[rows_L + 1])
+        real_S = np.arange(self.sequences) < len(row.lengths)
+        divisors = np.array((all_targets, all_sequences))
+        parts += [real_S.astype(np.int64), bounds, divisors]
+        whole: Integers = np.concatenate(parts)
+        return whole
+
+    def _targets(self, rows_L: Integers, ids_L: Integers) -> tuple[Integers, ...]:
+        """Rows, ids and weights. Rows that are padding are some that have no target of their own:
+        each row may be named once."""
+        missing = self.targets - len(rows_L)
+        free_N = np.ones(self.tokens, dtype=np.bool_)
+        free_N[rows_L] = False
+        return (
+            np.concatenate((rows_L, free_N.nonzero()[0][:missing])),
+            np.pad(ids_L, (0, missing)),
+            (np.arange(self.targets) < len(rows_L)).astype(np.int64),
+        )
+
+    def inputs(self, buffer: torch.Tensor, lengths: Sequence[int]) -> PassInputs:
+        """Views of ``buffer``, int64, in which a filled array stands or will stand, of sequences
+        (and what fills the row) of these ``lengths``."""
+        cut: Iterator[torch.Tensor] = iter(torch.split(buffer, list(self._sizes)))
+        ids_N, positions_N, sequence_N, next_N = (next(cut) for _ in range(4))
+        targets, second = (Targets(*(next(cut) for _ in range(3))) for _ in range(2))
+        real_S, bounds, all_targets, all_sequences = cut
+        return PassInputs(
+            ids_N[None],
+            positions_N[None],
+            PaddedSequences(lengths, bounds, self.longest),
+            sequence_N,
+            next_N,
+            targets,
+            second if self.mtp else None,
+            self.sequences,
+            all_targets[0],
+            all_sequences[0],
+            real_S,
+        )
+
+    @property
+    def size(self) -> int:
+        """Numbers of a filled array."""
+        return sum(self._sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class FilledRoom:
+    """A row in its room, in memory from which a GPU can be given it without waiting."""
+
+    room: Room
+    lengths: Sequence[int]
+    """Of its sequences, and of what fills it."""
+    values: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, room: Room, row: Row, all_targets: int, all_sequences: int, device: torch.device
+    ) -> FilledRoom:
+        values = torch.from_numpy(room.filled(row, all_targets, all_sequences))
+        if device.type == "cuda":
+            values = values.pin_memory()
+        return cls(room, _lengths(row, room.tokens - row.tokens), values)
+
+    def inputs(self, buffer: torch.Tensor) -> PassInputs:
+        """Views of ``buffer``, on the device of the pass, in which the values stand or will."""
+        return self.room.inputs(buffer, self.lengths)
+
+
+def _lengths(row: Row, missing: int) -> Sequence[int]:
+    return [*row.lengths, missing] if missing else row.lengths
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // max(1, step)) * max(1, step)
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
