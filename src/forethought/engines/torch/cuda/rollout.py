@@ -10,10 +10,11 @@ prompts and samples does not outlive a call, since weights change between calls.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -40,6 +41,22 @@ _SHARE = 0.5
 pages than rows fill at most, samples begin anew at worst."""
 _GIB = 1 << 30
 _log = logging.getLogger(__name__)
+
+
+_TURN = 2e-4
+"""Seconds for which another thread may keep the interpreter while sampling goes on."""
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Within it other threads (those that fetch verdicts) give the interpreter back sooner: the
+    usual 5 ms are several steps of the device, which waits for this thread."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _TURN))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class CudaRollout:
@@ -118,6 +135,7 @@ class CudaRollout:
             with (
                 torch.inference_mode(False),
                 torch.no_grad(),
+                _short_turns(),
                 self._recorder if self._recorder is not None else nullcontext(),
             ):
                 self._make_room(prompts, n, longest)
