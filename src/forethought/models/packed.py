@@ -233,12 +233,15 @@ class PaddedSequences(PackedSequences):
 
     ``lengths``: those of the sequences with which it is captured, and of what fills the row behind
     them. Where there `has_flash` only ``bounds`` count, int64 [room + 1], whose last entries repeat
-    the end of the row, unless all lengths are equal: then those of a replay must be the same.
+    the end of the row, unless ``even``: all lengths are equal, and those of a replay are the same.
     """
 
-    def __init__(self, lengths: Sequence[int], bounds: torch.Tensor, longest: int) -> None:
+    def __init__(
+        self, lengths: Sequence[int], bounds: torch.Tensor, longest: int, *, even: bool
+    ) -> None:
         super().__init__(lengths, bounds.device)
         self._longest = longest
+        self._of_one_length = even
         self._static_bounds = bounds
 
     @cached_property
@@ -248,6 +251,11 @@ class PaddedSequences(PackedSequences):
     @property
     def longest(self) -> int:
         return self._longest
+
+    @property
+    def _even(self) -> bool:
+        # Not asked of the lengths: they may happen to be equal, and a replay's not.
+        return self._of_one_length
 
 
 _no_cudnn: list[bool] = []

@@ -192,10 +192,13 @@ def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def lane_batches(lengths: Sequence[int], budget: int, lanes: int) -> list[list[int]]:
-    """As :func:`micro_batches`, but every lane gets about the same: the number of passes is a
-    multiple of ``lanes``, and each sequence, longest first, joins the pass that has the least."""
-    if lanes == 1:
-        return micro_batches(lengths, budget)
+    """As :func:`micro_batches`, but every one of several lanes gets about the same."""
+    return micro_batches(lengths, budget) if lanes == 1 else even_batches(lengths, budget, lanes)
+
+
+def even_batches(lengths: Sequence[int], budget: int, lanes: int) -> list[list[int]]:
+    """As :func:`micro_batches`, but of about the same size: the number of passes is a multiple of
+    ``lanes``, and each sequence, longest first, joins the pass that has the least."""
     passes = -(-max(1, -(-sum(lengths) // budget)) // lanes) * lanes
     while True:
         batches: list[list[int]] = [[] for _ in range(passes)]

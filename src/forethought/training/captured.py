@@ -1,41 +1,57 @@
-"""Passes of supervised training as CUDA graphs: a micro-batch forwards and backwards in one launch.
+"""Passes of training as CUDA graphs: a micro-batch forwards and backwards in one launch.
 
 A small network's pass is a thousand kernels of some microseconds, and to launch them from Python
-takes longer. A pass whose sizes are those of an earlier one (`Room`) is captured and
-replayed; the first of a size runs as it is and is a pass like any other, it compiles what has to be
+takes longer. A pass whose sizes are those of an earlier one (its room) is captured and replayed;
+the first of a size runs as it is and is a pass like any other, it compiles what has to be
 compiled. Graphs hold addresses: parameters and gradients may change, their places may not.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from forethought.engines.torch.captures import Captures
-from forethought.training.pass_inputs import FilledRoom, PassInputs, Room
 
 _ROOMS = 12
 """Sizes whose graphs are kept; the longest unused is forgotten first."""
 _log = logging.getLogger(__name__)
 
-Compute = Callable[[PassInputs], torch.Tensor]
-"""Adds a micro-batch's gradients, and returns what is to be read of it, float64 of one axis."""
+Inputs = TypeVar("Inputs")
+Read = TypeVar("Read", covariant=True)
+
+
+class Filled(Protocol[Read]):
+    """What one pass reads, laid out on the CPU."""
+
+    @property
+    def room(self) -> Hashable:
+        """Equal for passes that are the same work at the same addresses."""
+
+    @property
+    def values(self) -> torch.Tensor:
+        """All numbers of the pass, int64 of one axis; equally many in equal rooms."""
+
+    def inputs(self, buffer: torch.Tensor) -> Read:
+        """Views of ``buffer``, on the device of the pass, in which the values stand or will."""
 
 
 @dataclass(slots=True)
-class _Held:
+class _Held(Generic[Inputs]):
     buffer: torch.Tensor
-    inputs: PassInputs
+    inputs: Inputs
     graph: torch.cuda.CUDAGraph | None = None
     said: torch.Tensor | None = None
     """What the captured pass returns."""
 
 
-class CapturedPasses:
-    """Runs ``compute``, from a graph where it can. Without ``capture``, never.
+class CapturedPasses(Generic[Inputs]):
+    """Runs ``compute``, from a graph where it can. Without ``capture``, never. It adds a
+    micro-batch's gradients, and returns what is to be read of it, float64 of one axis.
 
     ``places`` are tensors whose memory graphs use beside their own: where one has moved, every
     graph is forgotten.
@@ -43,7 +59,7 @@ class CapturedPasses:
 
     def __init__(
         self,
-        compute: Compute,
+        compute: Callable[[Inputs], torch.Tensor],
         places: Callable[[], Sequence[torch.Tensor]],
         device: torch.device,
         *,
@@ -51,7 +67,7 @@ class CapturedPasses:
     ) -> None:
         self._compute, self._places, self._device = compute, places, device
         self._capture = capture
-        self._held: dict[Room, _Held] = {}
+        self._held: dict[Hashable, _Held[Inputs]] = {}
         self._at: list[int] = []
         self._captures = Captures(device)
 
@@ -60,7 +76,7 @@ class CapturedPasses:
         """Graphs held now."""
         return sum(held.graph is not None for held in self._held.values())
 
-    def run(self, filled: FilledRoom) -> torch.Tensor:
+    def run(self, filled: Filled[Inputs]) -> torch.Tensor:
         """One pass; what it says is the caller's to keep."""
         at = [one.data_ptr() for one in self._places()]
         if at != self._at:
@@ -70,7 +86,7 @@ class CapturedPasses:
         held = self._held.pop(room, None)
         first = held is None
         if held is None:
-            buffer = torch.empty(room.size, dtype=torch.int64, device=self._device)
+            buffer = torch.empty(len(filled.values), dtype=torch.int64, device=self._device)
             held = _Held(buffer, filled.inputs(buffer))
         self._held[room] = held  # the newest comes last
         if len(self._held) > _ROOMS:
@@ -89,7 +105,7 @@ class CapturedPasses:
         self._held.clear()
         self._captures.forget()
 
-    def _try_to_capture(self, held: _Held) -> None:
+    def _try_to_capture(self, held: _Held[Inputs]) -> None:
         # A graph has memory of its own: what passes without one left behind is given back first.
         torch.cuda.empty_cache()
         try:

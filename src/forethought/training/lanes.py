@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from forethought.models.causal_lm import CausalLM
-from forethought.training.batches import lane_batches
+from forethought.training.batches import even_batches, lane_batches
 from forethought.training.ranks import Ranks
 
 Item = TypeVar("Item")
@@ -45,9 +45,11 @@ class Lanes:
     def count(self) -> int:
         return len(self.networks)
 
-    def deal(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
-        """Sequences laid out as passes (`lane_batches`) for the lanes of all ranks: this rank's."""
-        parts = lane_batches(lengths, budget, self.count * self.ranks.count)
+    def deal(self, lengths: Sequence[int], budget: int, *, even: bool = False) -> list[list[int]]:
+        """Sequences laid out as passes (`lane_batches`, or `even_batches` also for a single lane)
+        for the lanes of all ranks: this rank's."""
+        laid_out = even_batches if even else lane_batches
+        parts = laid_out(lengths, budget, self.count * self.ranks.count)
         return parts[self.ranks.rank :: self.ranks.count]
 
     def run(self, work: Callable[[int, Item], Result], items: Sequence[Item]) -> list[Result]:

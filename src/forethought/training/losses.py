@@ -214,11 +214,12 @@ class Normaliser:
     """What an optimiser step is divided by, counted over all its micro-batches.
 
     ``samples`` with a loss token at least, their loss ``tokens``, and ``max_tokens``, the limit of
-    a sample's length (used by the aggregation "constant" alone).
+    a sample's length (used by the aggregation "constant" alone). Tensors (scalars, at least 1)
+    where a captured pass reads them.
     """
 
-    samples: int
-    tokens: int
+    samples: int | torch.Tensor
+    tokens: int | torch.Tensor
     max_tokens: int
 
     @classmethod
@@ -283,7 +284,7 @@ def policy_loss(
         terms = normaliser.tokens
     else:
         log_ratio_K, advantage_K = _sum_by_sample(log_ratio_N, batch.lengths_S), advantage_S
-        weight_K = tokens_S.clamp(max=1) / max(1, normaliser.samples)
+        weight_K = tokens_S.clamp(max=1) / _some(normaliser.samples)
         terms = normaliser.samples
 
     ratio_K = _bounded(log_ratio_K).exp()
@@ -299,10 +300,10 @@ def policy_loss(
     ratio_K = ratio_K.where(counted_K, 0)
     return loss, LossMetrics(
         policy_loss=policy.detach(),
-        kl=kl_N.detach().sum() / max(1, normaliser.tokens),
-        clipped_low=low_K.sum() / max(1, terms),
-        clipped_high=high_K.sum() / max(1, terms),
-        ratio_mean=ratio_K.sum() / max(1, terms),
+        kl=kl_N.detach().sum() / _some(normaliser.tokens),
+        clipped_low=low_K.sum() / _some(terms),
+        clipped_high=high_K.sum() / _some(terms),
+        ratio_mean=ratio_K.sum() / _some(terms),
         ratio_max=torch.cat([ratio_K, ratio_K.new_zeros(1)]).amax(),
     )
 
@@ -314,13 +315,18 @@ def _divisor_N(
     that the loss of an empty batch is 0."""
     match aggregation:
         case "token_mean":
-            return max(1, step.tokens)
+            return _some(step.tokens)
         case "sequence_mean":
-            return tokens_N.clamp(min=1) * max(1, step.samples)
+            return tokens_N.clamp(min=1) * _some(step.samples)
         case "sequence_sum":
-            return max(1, step.samples)
+            return _some(step.samples)
         case "constant":
-            return max(1, step.samples) * step.max_tokens
+            return _some(step.samples) * step.max_tokens
+
+
+def _some(count: int | torch.Tensor) -> int | torch.Tensor:
+    """At least 1; a tensor is so already, and asking would wait for its device."""
+    return max(1, count) if isinstance(count, int) else count
 
 
 def _divergence_N(batch: TokenBatch, config: LossConfig) -> torch.Tensor:

@@ -91,16 +91,21 @@ class Room:
     mtp: bool
 
     @classmethod
-    def of(cls, row: Row, budget: int, *, mtp: bool) -> Room:
-        """The smallest room for a row; ``budget``: the most tokens of a pass, usually."""
-        shortest, longest = min(row.lengths), max(row.lengths)
-        even = shortest if shortest == longest >= _EVEN else 0
-        tokens = row.tokens if even else _up(row.tokens, budget // _TOKEN_STEPS)
-        loss_tokens = max(len(row.rows_L), len(row.second_rows_L) if mtp else 0)
-        filling = tokens - row.tokens
+    def of(cls, rows: Sequence[Row], budget: int, *, mtp: bool) -> Room:
+        """The smallest room for each of the rows; ``budget``: usually the most tokens of a pass."""
+        shapes = {(len(row.lengths), min(row.lengths), max(row.lengths)) for row in rows}
+        count, shortest, longest = next(iter(shapes))
+        even = shortest if len(shapes) == 1 and shortest == longest >= _EVEN else 0
+        most = max(row.tokens for row in rows)
+        tokens = most if even else _up(most, budget // _TOKEN_STEPS)
+        loss_tokens = max(
+            max(len(row.rows_L), len(row.second_rows_L) if mtp else 0) for row in rows
+        )
+        filling = tokens - min(row.tokens for row in rows)
+        longest = max(longest for _, _, longest in shapes)
         return cls(
             tokens,
-            len(row.lengths) if even else _power(len(row.lengths) + 1),
+            count if even else _power(max(count for count, _, _ in shapes) + 1),
             min(tokens, _up(loss_tokens, budget // _TARGET_STEPS)),
             longest if even else _power(max(longest, filling)),
             even,
@@ -126,7 +131,7 @@ class Room:
         spare = self.sequences - len(row.lengths) - (missing > 0)
         if missing < 0 or spare < 0:
             raise ValueError(f"{row.tokens} tokens of {len(row.lengths)} sequences for {self}")
-        lengths = _lengths(row, missing)
+        lengths = self.lengths(row)
         bounds = np.concatenate(([0], np.cumsum(lengths), np.full(spare, self.tokens)))
         parts = [
             np.pad(row.ids_N, (0, missing)),
@@ -143,6 +148,11 @@ class Room:
         parts += [real_S.astype(np.int64), bounds, divisors]
         whole: Integers = np.concatenate(parts)
         return whole
+
+    def lengths(self, row: Row) -> Sequence[int]:
+        """Of the row's sequences, and of what fills it."""
+        missing = self.tokens - row.tokens
+        return [*row.lengths, missing] if missing else row.lengths
 
     def _targets(self, rows_L: Integers, ids_L: Integers) -> tuple[Integers, ...]:
         """Rows, ids and weights. Rows that are padding are some that have no target of their own:
@@ -166,7 +176,7 @@ class Room:
         return PassInputs(
             ids_N[None],
             positions_N[None],
-            PaddedSequences(lengths, bounds, self.longest),
+            PaddedSequences(lengths, bounds, self.longest, even=self.even > 0),
             sequence_N,
             next_N,
             targets,
@@ -185,7 +195,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class FilledRoom:
-    """A row in its room, in memory from which a GPU can be given it without waiting."""
+    """A row in its room, in memory from which a GPU can be given it without waiting; implements
+    :class:`forethought.training.captured.Filled`."""
 
     room: Room
     lengths: Sequence[int]
@@ -199,15 +210,11 @@ class FilledRoom:
         values = torch.from_numpy(room.filled(row, all_targets, all_sequences))
         if device.type == "cuda":
             values = values.pin_memory()
-        return cls(room, _lengths(row, room.tokens - row.tokens), values)
+        return cls(room, room.lengths(row), values)
 
     def inputs(self, buffer: torch.Tensor) -> PassInputs:
         """Views of ``buffer``, on the device of the pass, in which the values stand or will."""
         return self.room.inputs(buffer, self.lengths)
-
-
-def _lengths(row: Row, missing: int) -> Sequence[int]:
-    return [*row.lengths, missing] if missing else row.lengths
 
 
 def _up(count: int, step: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
@@ -17,9 +17,9 @@ from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.rollout import Rollout, RolloutSample
 from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates, replayed
-from forethought.models.packed import to_device
+from forethought.models.packed import PackedSequences, to_device
 from forethought.problems.problem import Problem
-from forethought.training.batches import PackedBatch, TokenSequence
+from forethought.training.batches import TokenSequence
 from forethought.training.lanes import Lanes
 from forethought.training.logprobs import rows_of, token_logprobs
 from forethought.training.prompting import Prompter
@@ -41,6 +41,27 @@ class Scored:
     logprobs_L: torch.Tensor
     entropy_L: torch.Tensor
     experts_MNK: torch.Tensor | None
+
+
+class ScoredRow(Protocol):
+    """A packed row and the tokens of it that are scored."""
+
+    @property
+    def ids_1N(self) -> torch.Tensor: ...
+
+    @property
+    def positions_1N(self) -> torch.Tensor: ...
+
+    @property
+    def packed(self) -> PackedSequences: ...
+
+    @property
+    def rows_L(self) -> torch.Tensor:
+        """Input positions whose next token is scored."""
+
+    @property
+    def targets_L(self) -> torch.Tensor:
+        """Those tokens."""
 
 
 class Policy:
@@ -162,7 +183,7 @@ class Policy:
 
     def score(
         self,
-        batch: PackedBatch,
+        batch: ScoredRow,
         temperature: float,
         *,
         replay_MNK: torch.Tensor | None = None,
@@ -183,10 +204,10 @@ class Policy:
                 scored = replace(scored, experts_MNK=recorder.indices_MNK())
         return scored
 
-    def score_with(self, network: CausalLM, batch: PackedBatch, temperature: float) -> Scored:
+    def score_with(self, network: CausalLM, batch: ScoredRow, temperature: float) -> Scored:
         """As :meth:`score`, of any network of this shape (the reference); experts are not told."""
         self.phases.count(
-            "forward", lambda costs: costs.forward(batch.packed.lengths, batch.loss_tokens)
+            "forward", lambda costs: costs.forward(batch.packed.lengths, len(batch.targets_L))
         )
         hidden_1ND = network.hidden(batch.ids_1N, batch.positions_1N, batch.packed)
         logprobs_L, entropy_L = token_logprobs(

@@ -153,7 +153,7 @@ class Supervised:
         self._names = [
             name for name, there in zip(_LOSSES, (True, self._mtp, balanced), strict=True) if there
         ]
-        self._captured: CapturedPasses | None = None
+        self._captured: CapturedPasses[PassInputs] | None = None
         if fixed_sizes is None:
             # A clock wants to hear of passes, and lanes have gradients of their own.
             fixed_sizes = self._capturable and self._lanes.count == 1 and phases is SILENT
@@ -281,7 +281,7 @@ class Supervised:
         return RoutingRecorder(network, gates(network, mtp=self._mtp))
 
     def _filled(self, row: Row, targets: int, sequences: int) -> FilledRoom:
-        room = Room.of(row, self._budget, mtp=self._mtp)
+        room = Room.of([row], self._budget, mtp=self._mtp)
         return FilledRoom.of(room, row, targets, sequences, self.network.device)
 
     def _replayed(self, filled: FilledRoom) -> _Pass:

@@ -95,5 +95,9 @@ def flipped_share(sampled_MNK: torch.Tensor, trained_MNK: torch.Tensor) -> float
 
 def flipped(sampled_MNK: torch.Tensor, trained_MNK: torch.Tensor) -> torch.Tensor:
     """:func:`flipped_share` as a float64 scalar tensor that nothing has waited for."""
-    same_MN = (sampled_MNK.sort(dim=-1).values == trained_MNK.sort(dim=-1).values).all(dim=-1)
-    return 1.0 - same_MN.double().mean()
+    return differs(sampled_MNK, trained_MNK).double().mean()
+
+
+def differs(sampled_MNK: torch.Tensor, trained_MNK: torch.Tensor) -> torch.Tensor:
+    """Where the sets of experts differ; bool [M, N]."""
+    return (sampled_MNK.sort(dim=-1).values != trained_MNK.sort(dim=-1).values).any(dim=-1)
