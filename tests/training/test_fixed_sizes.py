@@ -76,11 +76,11 @@ def test_a_room_serves_rows_of_like_size_and_refuses_larger_ones():
         while sum(text.inputs for text in fitting) > 96:
             fitting.pop()
         rows.append(Row(fitting))
-    rooms = [Room.of([row], 96, mtp=True) for row in rows]
+    rooms = [Room.of([row.size], 96, mtp=True) for row in rows]
     assert len(set(rooms)) < 20
     assert sum(room in rooms[:at] for at, room in enumerate(rooms)) > 40
     for row in rows:
-        room = Room.of([row], 96, mtp=True)
+        room = Room.of([row.size], 96, mtp=True)
         assert room.tokens - row.tokens < 6
         assert room.targets - len(row.rows_L) < 12
         filled = FilledRoom.of(room, row, 5, 2, torch.device("cpu"))
@@ -95,16 +95,16 @@ def test_a_room_serves_rows_of_like_size_and_refuses_larger_ones():
         real_N = inputs.real_N
         assert real_N is not None
         assert int(real_N.sum()) == row.tokens
-    small = Room.of([Row(texts(0, 2, 5))], 96, mtp=False)
+    small = Room.of([Row(texts(0, 2, 5)).size], 96, mtp=False)
     with pytest.raises(ValueError, match="for Room"):
         small.filled(Row(texts(0, 20)), 1, 1)
 
 
 def test_sequences_of_one_length_that_fill_a_row_are_known_as_such():
     even = [TokenSequence(tuple(range(3)) * 171 + (0,)) for _ in range(2)]  # 513 inputs each
-    room = Room.of([Row(even)], 4096, mtp=False)
+    room = Room.of([Row(even).size], 4096, mtp=False)
     assert (room.even, room.tokens, room.sequences) == (513, 1026, 2)
-    assert Room.of([Row([*even, texts(0, 1)[0]])], 4096, mtp=False).even == 0
+    assert Room.of([Row([*even, texts(0, 1)[0]]).size], 4096, mtp=False).even == 0
 
 
 def test_padding_is_nobodys_choice_of_experts():
@@ -180,7 +180,7 @@ def test_a_pass_that_cannot_be_captured_runs_as_it_is_and_says_so_once(caplog):
     device = torch.device("cuda")
     passes = CapturedPasses(waits, list, device, capture=True)
     row = Row(texts(0, 3))
-    filled = FilledRoom.of(Room.of([row], 64, mtp=False), row, 1, 1, device)
+    filled = FilledRoom.of(Room.of([row.size], 64, mtp=False), row, 1, 1, device)
     with caplog.at_level(logging.WARNING):
         said = [float(passes.run(filled)) for _ in range(4)]
     assert said == [float(row.ids_N.sum())] * 4

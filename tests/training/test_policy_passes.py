@@ -121,7 +121,7 @@ def test_a_room_holds_what_was_put_into_it_and_padding_that_counts_as_nothing(
 ) -> None:
     parts = [samples(seed, 3 + seed, experts) for seed in range(4)]
     rows = [Row([one.sequence for one in part]) for part in parts]
-    room = PolicyRoom(Room.of(rows, 64, mtp=False), experts)
+    room = PolicyRoom(Room.of([row.size for row in rows], 64, mtp=False), experts)
     normaliser = Normaliser(7, 31, 9)
     for part, row in zip(parts, rows, strict=True):
         filled = FilledPolicyRoom.of(room, row, part, normaliser, torch.device("cpu"))

@@ -116,6 +116,20 @@ class PackedBatch:
         return self._second[1]
 
 
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """How much a row holds: input tokens of each sequence, and how many of its tokens the network
+    and its MTP module are trained to predict."""
+
+    lengths: Sequence[int]
+    targets: int
+    second_targets: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
 class Row:
     """Sequences in a row as arrays of the CPU, int64. By numpy: a dozen operations on so few
     numbers are over before torch has woken its threads, and a GPU may be waiting.
@@ -156,6 +170,10 @@ class Row:
                 trained_N[start : start + sequence.inputs] = sequence.mask[1:]
             start += sequence.inputs
         return trained_N
+
+    @property
+    def size(self) -> RowSize:
+        return RowSize(self.lengths, len(self.rows_L), len(self.second_rows_L))
 
     @cached_property
     def second_rows_L(self) -> Integers:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from forethought.models.packed import PackedSequences, PaddedSequences
-from forethought.training.batches import Integers, PackedBatch, Row
+from forethought.training.batches import Integers, PackedBatch, Row, RowSize
 
 _EVEN = 512
 """Sequences of one length are attended to as such from this length on (`models.packed`)."""
@@ -91,16 +91,14 @@ class Room:
     mtp: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Row], budget: int, *, mtp: bool) -> Room:
+    def of(cls, rows: Sequence[RowSize], budget: int, *, mtp: bool) -> Room:
         """The smallest room for each of the rows; ``budget``: usually the most tokens of a pass."""
         shapes = {(len(row.lengths), min(row.lengths), max(row.lengths)) for row in rows}
         count, shortest, longest = next(iter(shapes))
         even = shortest if len(shapes) == 1 and shortest == longest >= _EVEN else 0
         most = max(row.tokens for row in rows)
         tokens = most if even else _up(most, budget // _TOKEN_STEPS)
-        loss_tokens = max(
-            max(len(row.rows_L), len(row.second_rows_L) if mtp else 0) for row in rows
-        )
+        loss_tokens = max(max(row.targets, row.second_targets if mtp else 0) for row in rows)
         filling = tokens - min(row.tokens for row in rows)
         longest = max(longest for _, _, longest in shapes)
         return cls(

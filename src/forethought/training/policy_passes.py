@@ -21,7 +21,7 @@ from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.balance import expert_load
 from forethought.models.deepseek_v3.routing import differs, gates
 from forethought.models.packed import has_flash
-from forethought.training.batches import Row
+from forethought.training.batches import Row, RowSize
 from forethought.training.captured import CapturedPasses
 from forethought.training.config import RLConfig
 from forethought.training.losses import LossMetrics, Normaliser, TokenBatch, k3_kl, policy_loss
@@ -291,15 +291,22 @@ class PolicyPasses:
         if not parts:
             return []
         device = self._policy.network.device
-        rows = [Row([one.sequence for one in part]) for part in parts]
+        # Rows themselves are laid out one by one, while the device computes those before.
+        sizes = [
+            RowSize(
+                [one.sequence.inputs for one in part], sum(one.sequence.targets for one in part)
+            )
+            for part in parts
+        ]
         layers = len(self._experts)
         chosen = gates(self._policy.network)[0].top_k if layers else 0
         room = PolicyRoom(
-            Room.of(rows, self._config.micro_batch_tokens, mtp=False),
+            Room.of(sizes, self._config.micro_batch_tokens, mtp=False),
             (layers, chosen) if layers else None,
         )
         said = []
-        for row, part, replay in zip(rows, parts, replayed, strict=True):
+        for part, replay in zip(parts, replayed, strict=True):
+            row = Row([one.sequence for one in part])
             filled = FilledPolicyRoom.of(room, row, part, normaliser, device)
             if replay:
                 inputs = filled.inputs(filled.values.to(device, non_blocking=True))

@@ -281,7 +281,7 @@ class Supervised:
         return RoutingRecorder(network, gates(network, mtp=self._mtp))
 
     def _filled(self, row: Row, targets: int, sequences: int) -> FilledRoom:
-        room = Room.of([row], self._budget, mtp=self._mtp)
+        room = Room.of([row.size], self._budget, mtp=self._mtp)
         return FilledRoom.of(room, row, targets, sequences, self.network.device)
 
     def _replayed(self, filled: FilledRoom) -> _Pass:
