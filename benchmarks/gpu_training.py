@@ -47,7 +47,7 @@ ROWS: Final = 64
 LENGTH: Final = 1024
 MICRO: Final = {"llama-24m": 40_960, "v3": 65_536, "qwen2.5-0.5b": 4_096}
 """Tokens of our passes."""
-SIDE_BY_SIDE: Final = {"llama-24m": 2048, "v3": 2048, "qwen2.5-0.5b": 640}
+SIDE_BY_SIDE: Final = {"llama-24m": 2048, "v3": 2048, "qwen2.5-0.5b": 1024}
 """Samples that we draw at the same time: all, but where their cache alone would be TRL's peak."""
 THEIRS: Final = {"llama-24m": 128, "v3": 128, "qwen2.5-0.5b": 16}
 """Samples of TRL's passes."""
