@@ -14,7 +14,7 @@ from forethought.models.causal_lm import CausalLM
 from forethought.models.deepseek_v3.routing import gates
 from forethought.problems.problem import Problem
 from forethought.problems.stream import ProblemStream
-from forethought.training.batches import Row, TokenSequence, even_batches
+from forethought.training.batches import Row, RowSize, TokenSequence, even_batches
 from forethought.training.config import OptimizerConfig, RewardConfig, RLConfig
 from forethought.training.grpo import GRPO
 from forethought.training.judging import Judge, Reply
@@ -98,6 +98,18 @@ def test_padding_changes_nothing_about_a_run(kind: str, options: dict[str, Any])
         torch.testing.assert_close(padded_state[name], tensor, rtol=1e-8, atol=1e-10)
 
 
+def test_rollouts_of_many_sizes_have_few_rooms() -> None:
+    network = made("dense", torch.float32)
+    one = stage(network, fixed=True, micro_batch_tokens=512)
+    assert one._passes._captured is not None
+    seen = set()
+    for _ in range(12):
+        tokens = one.step().metrics["tokens"]
+        seen.add((tokens, one._passes._captured.rooms[-1]))
+    assert len({tokens for tokens, _ in seen}) > 8
+    assert len({room for _, room in seen}) < 7
+
+
 def samples(seed: int, count: int, experts: tuple[int, int] | None) -> list[TrainedSample]:
     rng, found = Random(seed), []
     for _ in range(count):
@@ -146,6 +158,17 @@ def test_a_room_holds_what_was_put_into_it_and_padding_that_counts_as_nothing(
     many = samples(9, 40, experts)
     with pytest.raises(ValueError, match="for Room"):
         room.filled(Row([one.sequence for one in many]), many, normaliser)
+
+
+def test_a_rollout_of_about_the_same_size_takes_the_room_that_is_known() -> None:
+    room = Room.of([RowSize([30, 20, 10], 50), RowSize([40, 15], 45)], 640, mtp=False)
+    assert room.holds([RowSize([30, 25], 52)])
+    assert room.holds([RowSize([20, 20, 20], 60)])
+    assert not room.holds([RowSize([70, 20], 60)])  # longer than what was captured
+    assert not room.holds([RowSize([room.tokens + 1], 9)])
+    assert not room.holds([RowSize([2] * room.sequences, 9)])
+    assert not room.holds([RowSize([30, 30], room.targets + 1)])
+    assert not room.holds([RowSize([2], 1)])  # what fills it would be longer
 
 
 def test_passes_of_one_size_hold_about_the_same() -> None:

@@ -76,6 +76,11 @@ class CapturedPasses(Generic[Inputs]):
         """Graphs held now."""
         return sum(held.graph is not None for held in self._held.values())
 
+    @property
+    def rooms(self) -> tuple[Hashable, ...]:
+        """Of which there are graphs, or will be at the next pass; the newest comes last."""
+        return tuple(self._held)
+
     def run(self, filled: Filled[Inputs]) -> torch.Tensor:
         """One pass; what it says is the caller's to keep."""
         at = [one.data_ptr() for one in self._places()]

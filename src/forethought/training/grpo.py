@@ -59,6 +59,7 @@ class GRPO:
         self._stream, self._seed = stream, seed
         on_cuda = policy.network.device.type == "cuda"
         self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0, policy.phases)
+        self._verdicts.start()
         self._next = 0
         """Problems used up."""
         self._rollouts = 0

@@ -44,9 +44,9 @@ def judging_workers() -> int:
 class JudgePool:
     """``workers`` processes that judge with copies of ``judge``; 0: nothing is started.
 
-    `submit` samples as they are finished, then `results`. Workers start with the first sample and
-    live until `close`. Used from one thread. ``phases`` hear of verdicts that are given here, and
-    of waiting for those of workers.
+    `submit` samples as they are finished, then `results`. Workers start with the first sample, or
+    ahead of it by `start`, and live until `close`. Used from one thread. ``phases`` hear of
+    verdicts that are given here, and of waiting for those of workers.
     """
 
     def __init__(self, judge: Judge, workers: int, phases: Phases = SILENT) -> None:
@@ -86,15 +86,17 @@ class JudgePool:
         if not self._held:
             return
         tasks, self._held = self._held, []
-        if self._workers and not self._sent:
-            self._start()
+        self.start()
         if self._threads:
             self._tasks.put(tasks)
         else:
             with self._phases.phase("verdicts", calls=0):
                 self._done.put(_judged_by(self._judge, tasks))
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Have workers ready: they take seconds to import what they need."""
+        if self._sent or not self._workers:
+            return
         self._sent = True
         try:
             function = packed(_Judges(self._judge))

@@ -110,6 +110,19 @@ class Room:
             mtp,
         )
 
+    def holds(self, rows: Sequence[RowSize]) -> bool:
+        """Whether each of the rows may stand here, whatever their lengths. Not asked of a room for
+        sequences of one length, nor where the MTP module is trained."""
+        smallest = min(row.tokens for row in rows)
+        return (
+            not self.even
+            and not self.mtp
+            and max(row.tokens for row in rows) <= self.tokens
+            and max(len(row.lengths) for row in rows) < self.sequences
+            and max(row.targets for row in rows) <= self.targets
+            and max(self.tokens - smallest, *(max(row.lengths) for row in rows)) <= self.longest
+        )
+
     @property
     def _sizes(self) -> tuple[int, ...]:
         seconds = self.targets if self.mtp else 0

@@ -41,6 +41,9 @@ _LOSS: Final = tuple(field.name for field in fields(LossMetrics))
 _SAID: Final = (*_LOSS, "entropy", "mismatch", "flipped")
 """What a pass says before its experts' loads."""
 
+_ROOMY: Final = 1.25
+"""How much larger than needed a room may be that has a graph already."""
+
 
 @dataclass(slots=True)
 class Sums:
@@ -298,12 +301,7 @@ class PolicyPasses:
             )
             for part in parts
         ]
-        layers = len(self._experts)
-        chosen = gates(self._policy.network)[0].top_k if layers else 0
-        room = PolicyRoom(
-            Room.of(sizes, self._config.micro_batch_tokens, mtp=False),
-            (layers, chosen) if layers else None,
-        )
+        room = self._room(captured, sizes)
         said = []
         for part, replay in zip(parts, replayed, strict=True):
             row = Row([one.sequence for one in part])
@@ -314,6 +312,22 @@ class PolicyPasses:
             else:
                 said.append(captured.run(filled))
         return said
+
+    def _room(self, captured: CapturedPasses[PolicyInputs], sizes: Sequence[RowSize]) -> PolicyRoom:
+        """The smallest room, or a known one that is hardly larger: a rollout is never as long as
+        the one before, and to capture a pass takes as long as many passes."""
+        smallest = Room.of(sizes, self._config.micro_batch_tokens, mtp=False)
+        if not smallest.even:
+            for room in reversed(captured.rooms):
+                assert isinstance(room, PolicyRoom)
+                base = room.base
+                small = base.tokens <= _ROOMY * smallest.tokens
+                small = small and base.targets <= _ROOMY * smallest.targets
+                if small and base.holds(sizes):
+                    return room
+        layers = len(self._experts)
+        chosen = gates(self._policy.network)[0].top_k if layers else 0
+        return PolicyRoom(smallest, (layers, chosen) if layers else None)
 
 
 def _losses(of_passes: Sequence[dict[str, float]]) -> dict[str, float]:
