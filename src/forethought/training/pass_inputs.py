@@ -4,7 +4,7 @@ N: input tokens of a row, L: loss tokens, S: sequences.
 
 A captured pass (`captured`) reads the same addresses every time, so its row has room for a fixed
 number of everything, and what stands in it changes. What fills the rest counts as nothing: its
-tokens are a sequence of their own that has no loss, no balance and no load.
+tokens are sequences of their own that have no loss, no balance and no load.
 """
 
 from __future__ import annotations
@@ -97,30 +97,25 @@ class Room:
         count, shortest, longest = next(iter(shapes))
         even = shortest if len(shapes) == 1 and shortest == longest >= _EVEN else 0
         most = max(row.tokens for row in rows)
-        tokens = most if even else _up(most, budget // _TOKEN_STEPS)
         loss_tokens = max(max(row.targets, row.second_targets if mtp else 0) for row in rows)
-        filling = tokens - min(row.tokens for row in rows)
-        longest = max(longest for _, _, longest in shapes)
-        return cls(
-            tokens,
-            count if even else _power(max(count for count, _, _ in shapes) + 1),
-            min(tokens, _up(loss_tokens, budget // _TARGET_STEPS)),
-            longest if even else _power(max(longest, filling)),
-            even,
-            mtp,
-        )
+        tokens = most if even else _up(most, budget // _TOKEN_STEPS)
+        targets = min(tokens, _up(loss_tokens, budget // _TARGET_STEPS))
+        if even:
+            return cls(tokens, count, targets, longest, even, mtp)
+        longest = _power(max(longest for _, _, longest in shapes))
+        sequences = max(_with_filling(row, tokens, longest) for row in rows)
+        return cls(tokens, _power(sequences), targets, longest, 0, mtp)
 
     def holds(self, rows: Sequence[RowSize]) -> bool:
         """Whether each of the rows may stand here, whatever their lengths. Not asked of a room for
         sequences of one length, nor where the MTP module is trained."""
-        smallest = min(row.tokens for row in rows)
         return (
             not self.even
             and not self.mtp
             and max(row.tokens for row in rows) <= self.tokens
-            and max(len(row.lengths) for row in rows) < self.sequences
             and max(row.targets for row in rows) <= self.targets
-            and max(self.tokens - smallest, *(max(row.lengths) for row in rows)) <= self.longest
+            and max(max(row.lengths) for row in rows) <= self.longest
+            and max(_with_filling(row, self.tokens, self.longest) for row in rows) <= self.sequences
         )
 
     @property
@@ -139,15 +134,17 @@ class Room:
     def filled(self, row: Row, all_targets: int, all_sequences: int) -> Integers:
         """A row and its padding, all in one array: what :meth:`inputs` cuts."""
         missing = self.tokens - row.tokens
-        spare = self.sequences - len(row.lengths) - (missing > 0)
+        filling = np.array(_pieces(max(0, missing), self.longest), dtype=np.int64)
+        lengths = [*row.lengths, *filling]
+        spare = self.sequences - len(lengths)
         if missing < 0 or spare < 0:
             raise ValueError(f"{row.tokens} tokens of {len(row.lengths)} sequences for {self}")
-        lengths = self.lengths(row)
+        piece = np.repeat(np.arange(len(filling)), filling)
         bounds = np.concatenate(([0], np.cumsum(lengths), np.full(spare, self.tokens)))
         parts = [
             np.pad(row.ids_N, (0, missing)),
-            np.concatenate((row.positions_N, np.arange(missing))),
-            np.pad(row.sequence_N, (0, missing), constant_values=len(row.lengths)),
+            np.concatenate((row.positions_N, np.arange(missing) - piece * self.longest)),
+            np.concatenate((row.sequence_N, piece + len(row.lengths))),
             np.pad(row.next_N, (0, missing)),
             *self._targets(row.rows_L, row.next_N[row.rows_L]),
         ]
@@ -161,9 +158,8 @@ class Room:
         return whole
 
     def lengths(self, row: Row) -> Sequence[int]:
-        """Of the row's sequences, and of what fills it."""
-        missing = self.tokens - row.tokens
-        return [*row.lengths, missing] if missing else row.lengths
+        """Of the row's sequences, and of those that fill it."""
+        return [*row.lengths, *_pieces(self.tokens - row.tokens, self.longest)]
 
     def _targets(self, rows_L: Integers, ids_L: Integers) -> tuple[Integers, ...]:
         """Rows, ids and weights. Rows that are padding are some that have no target of their own:
@@ -226,6 +222,17 @@ class FilledRoom:
     def inputs(self, buffer: torch.Tensor) -> PassInputs:
         """Views of ``buffer``, on the device of the pass, in which the values stand or will."""
         return self.room.inputs(buffer, self.lengths)
+
+
+def _pieces(count: int, longest: int) -> list[int]:
+    """Sequences of padding: of a length that occurs anyway, so that rooms differ less."""
+    whole, rest = divmod(count, longest)
+    return [longest] * whole + ([rest] if rest else [])
+
+
+def _with_filling(row: RowSize, tokens: int, longest: int) -> int:
+    """Sequences of a row and those that fill it; always one of these, for targets to belong to."""
+    return len(row.lengths) + max(1, len(_pieces(tokens - row.tokens, longest)))
 
 
 def _up(count: int, step: int) -> int:

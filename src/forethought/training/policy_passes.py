@@ -322,7 +322,7 @@ class PolicyPasses:
                 assert isinstance(room, PolicyRoom)
                 base = room.base
                 small = base.tokens <= _ROOMY * smallest.tokens
-                small = small and base.targets <= _ROOMY * smallest.targets
+                small = small and base.targets <= _ROOMY**2 * smallest.targets
                 if small and base.holds(sizes):
                     return room
         layers = len(self._experts)
