@@ -316,7 +316,7 @@ class PolicyPasses:
     def _room(self, captured: CapturedPasses[PolicyInputs], sizes: Sequence[RowSize]) -> PolicyRoom:
         """The smallest room, or a known one that is hardly larger: a rollout is never as long as
         the one before, and to capture a pass takes as long as many passes."""
-        smallest = Room.of(sizes, self._config.micro_batch_tokens, mtp=False)
+        smallest = Room.of(sizes, 2 * self._config.micro_batch_tokens, mtp=False)
         if not smallest.even:
             for room in reversed(captured.rooms):
                 assert isinstance(room, PolicyRoom)
