@@ -1,16 +1,20 @@
 """Countdown: its draw, its verifier and its worked thoughts."""
 
+import hashlib
 import re
 from collections import Counter
 from fractions import Fraction
 from itertools import islice, permutations, product
 from random import Random
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from family_contract import first_problems
 from forethought.errors import UserError
-from forethought.problems.expression import operands, parse, value_of
+from forethought.problems.expression import operands, operations, parse, value_of
 from forethought.problems.families.countdown import (
     Combination,
     Countdown,
@@ -18,25 +22,28 @@ from forethought.problems.families.countdown import (
     reachable,
     way_to,
 )
+from forethought.problems.families.game24 import Game24
 from forethought.problems.problem import LANGUAGES
 
 FAMILY = Countdown()
 LEVELS = range(1, FAMILY.levels + 1)
 
 
-def every_value(numbers: tuple[int, ...]) -> set[int]:
+def every_value(numbers: tuple[int, ...], operators: str = "+-*/") -> set[int]:
     """All that one can reach, by putting two numbers together in every way, again and again."""
     if len(numbers) == 1:
         return set(numbers)
     found = set()
     for a, b, *rest in set(permutations(numbers)):
-        results = {a + b, a * b}
+        results = {a + b}
         if a >= b:
             results.add(a - b)
-        if b and a % b == 0:
+        if "*" in operators:
+            results.add(a * b)
+        if "/" in operators and b and a % b == 0:
             results.add(a // b)
         for result in results:
-            found |= every_value((result, *rest))
+            found |= every_value((result, *rest), operators)
     return found
 
 
@@ -141,6 +148,90 @@ def test_settings_move_the_draw():
 def test_impossible_settings_are_refused(settings: dict[str, int], says: str):
     with pytest.raises(UserError, match=says):
         Countdown(**settings)
+
+
+def test_by_default_every_problem_and_thought_is_the_one_it_always_was():
+    """To the bit: recorded before operators could be chosen."""
+    known = {
+        Countdown: "b8336f227c962e3b7760c19c96287d5a4d6cda811eed7cc98dfe59642d7b15c5",
+        Game24: "ddb7500d1f122aed0f83ae876455677c741e135bd2f53ca474299c22cf9b0e22",
+    }
+    for kind, digest in known.items():
+        family, found = kind(), hashlib.sha256()
+        for level, language, seed in product(range(1, family.levels + 1), ("en", "zh"), range(200)):
+            problem, rng = family.problem(level, seed, language), Random(seed)
+            said = [problem.text, problem.answer, problem.canonical]
+            said.append(family.wrong_answer(problem, rng))
+            for style in family.styles:
+                said += family.worked(problem, rng, style=style, slip=0.2).steps
+            found.update("\n".join(said).encode())
+        assert found.hexdigest() == digest
+
+
+@pytest.mark.parametrize("operators", ["*/", "-+", "+", "", "+-/", "+-*/^", 3, ["+-"], None])
+def test_operators_that_there_are_not_are_refused_in_a_sentence(operators: Any):
+    with pytest.raises(UserError) as refused:
+        Countdown(operators=operators)
+    assert str(refused.value) == (
+        f'countdown: operators is "{operators}"; it must be "+-", "+-*" or "+-*/".'
+    )
+
+
+SUBSETS = st.sampled_from(["+-", "+-*", "+-*/"])
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=4), SUBSETS)
+def test_reachable_is_what_the_operators_reach_and_the_way_there_has_no_other(
+    numbers: list[int], operators: str
+):
+    table = reachable(numbers, operators=operators)
+    assert table[-1] == every_value(tuple(numbers), operators)
+    for value in table[-1]:
+        way = way_to(value, table, numbers, operators=operators)
+        assert value_of(way) == value
+        assert sorted(operands(way)) == sorted(numbers)
+        assert {one.operator for one in operations(way)} <= set(operators)
+
+
+@given(SUBSETS, st.integers(0, 3), st.sampled_from(LEVELS), st.integers(0, 10**6))
+def test_targets_and_thoughts_are_made_of_the_operators(
+    operators: str, tries: int, level: int, seed: int
+):
+    draw = {"largest": 9, "lowest_target": 1, "highest_target": 20, "operators": operators}
+    family = Countdown(**draw, tries=tries)
+    problem = family.problem(level, seed)
+    # How long thoughts search is no part of the draw.
+    assert problem == Countdown(**draw).problem(level, seed)
+    task = problem.task
+    assert 1 <= task.target <= 20
+    assert task.target in every_value(task.numbers, operators)
+    for style in family.styles:
+        worked = family.worked(problem, Random(seed), style=style)
+        said = " ".join((*worked.steps, problem.answer, worked.answer or ""))
+        assert set("+-*/") & set(said) <= set(operators)
+        assert family.verify(problem, worked.answer or "").correct
+        if style == "search":
+            opener, *tried, _ = worked.steps
+            assert "=" not in opener
+            assert 1 <= len(tried) <= tries + 1
+
+
+def test_each_operator_is_used_somewhere():
+    for operators in ("+-", "+-*", "+-*/"):
+        problems = first_problems(Countdown(largest=9, operators=operators), 1, 200)
+        used = {one.operator for problem in problems for one in operations(problem.task.solution)}
+        assert used == set(operators)
+
+
+def test_an_answer_may_use_what_its_thoughts_do_not_try():
+    family = Countdown(largest=9, lowest_target=1, highest_target=20, operators="+-")
+    problem = next(
+        problem
+        for problem in first_problems(family, 1, 2000)
+        if sorted(problem.task.numbers) == [2, 2, 5] and problem.task.target == 9
+    )
+    assert set("+-*/") & set(problem.answer) <= set("+-")
+    assert family.verify(problem, "2 * 2 + 5").correct
 
 
 def test_targets_out_of_reach_are_refused():

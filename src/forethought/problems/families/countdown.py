@@ -28,6 +28,7 @@ from forethought.problems.expression import (
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 
+OPERATORS: Final = "+-*/"
 _REDRAWS: Final = 10_000
 _WRONG_GUESSES: Final = 2
 _FAR: Final = 10
@@ -35,11 +36,13 @@ _FAR: Final = 10
 
 
 class Combination(NamedTuple):
-    """The numbers in the order in which they are shown, the target, and one way to it."""
+    """The numbers in the order in which they are shown, the target, one way to it, and the
+    operations that thoughts about it try."""
 
     numbers: tuple[int, ...]
     target: int
     solution: Expression
+    operators: str = OPERATORS
 
 
 # Which values a set of numbers can take. Sets of numbers are bit masks over their positions.
@@ -62,9 +65,10 @@ def _splits(count: int) -> dict[int, list[tuple[int, int]]]:
     }
 
 
-def reachable(numbers: Sequence[int], *, division: bool = True) -> Table:
+def reachable(numbers: Sequence[int], *, operators: str = OPERATORS) -> Table:
     """For each set of the numbers (the index is its bit mask) the values that it can take with
-    every number used once and non-negative whole numbers on the way."""
+    every number used once and non-negative whole numbers on the way; + and - are always used."""
+    products, division = "*" in operators, "/" in operators
     table: Table = [set() for _ in range(1 << len(numbers))]
     for position, number in enumerate(numbers):
         table[1 << position].add(number)
@@ -74,7 +78,8 @@ def reachable(numbers: Sequence[int], *, division: bool = True) -> Table:
             for b in table[right]:
                 for a in table[left]:
                     add(a + b)
-                    add(a * b)
+                    if products:
+                        add(a * b)
                     if a > b:
                         add(a - b)
                         if b and division and not a % b:
@@ -86,9 +91,17 @@ def reachable(numbers: Sequence[int], *, division: bool = True) -> Table:
     return table
 
 
-def way_to(value: int, table: Table, numbers: Sequence[int], mask: int = -1) -> Expression:
+def way_to(
+    value: int,
+    table: Table,
+    numbers: Sequence[int],
+    mask: int = -1,
+    *,
+    operators: str = OPERATORS,
+) -> Expression:
     """One expression of the numbers of ``mask`` (all of them by default) that comes to ``value``,
-    which has to be in the table."""
+    which has to be in the table, which is that of the same operators."""
+    products, division = "*" in operators, "/" in operators
     if mask < 0:
         mask = len(table) - 1
     if not mask & (mask - 1):
@@ -104,15 +117,16 @@ def way_to(value: int, table: Table, numbers: Sequence[int], mask: int = -1) -> 
                 operator, a = "-", b - value
             elif not b:
                 continue
-            elif not value % b and value // b in values:
+            elif products and not value % b and value // b in values:
                 operator, a = "*", value // b
-            elif value * b in values:
+            elif division and value * b in values:
                 operator, a = "/", value * b
-            elif value and not b % value and b // value in values:
+            elif division and value and not b % value and b // value in values:
                 operator, a = "/", b // value
             else:
                 continue
-            one, other = way_to(a, table, numbers, left), way_to(b, table, numbers, right)
+            one = way_to(a, table, numbers, left, operators=operators)
+            other = way_to(b, table, numbers, right, operators=operators)
             return operate(operator, one, other) if a >= b else operate(operator, other, one)
     raise ValueError(f"{value} cannot be reached")
 
@@ -281,17 +295,20 @@ def _combination(task: Combination, rng: Random) -> Expression:
     rng.shuffle(parts)
     while len(parts) > 2:
         a, b = parts.pop(), parts.pop()
-        sensible = [one for one in _together(a, b) if value_of(one) <= _FAR * task.target]
-        parts.insert(rng.randrange(len(parts) + 1), rng.choice(sensible or _together(a, b)))
+        possible = _together(a, b, task.operators)
+        sensible = [one for one in possible if value_of(one) <= _FAR * task.target]
+        parts.insert(rng.randrange(len(parts) + 1), rng.choice(sensible or possible))
     a, b = parts
-    return min(_together(a, b), key=lambda one: abs(value_of(one) - task.target))
+    return min(_together(a, b, task.operators), key=lambda one: abs(value_of(one) - task.target))
 
 
-def _together(a: Expression, b: Expression) -> list[Operation]:
-    """Every operation on two parts that gives a non-negative whole number."""
+def _together(a: Expression, b: Expression, operators: str) -> list[Operation]:
+    """Every one of the operations on two parts that gives a non-negative whole number."""
     more, less = (a, b) if value_of(a) >= value_of(b) else (b, a)
-    found = [operate("+", a, b), operate("-", more, less), operate("*", a, b)]
-    if value_of(less) and not value_of(more) % value_of(less):
+    found = [operate("+", a, b), operate("-", more, less)]
+    if "*" in operators:
+        found.append(operate("*", a, b))
+    if "/" in operators and value_of(less) and not value_of(more) % value_of(less):
         found.append(operate("/", more, less))
     return found
 
@@ -318,8 +335,9 @@ class Countdown(CombiningFamily):
     Level 1 has three numbers, level 2 four. The target is drawn evenly from all values from
     ``lowest_target`` to ``highest_target`` that are reachable with every number used once and
     non-negative whole numbers on the way (sums, differences, products, exact quotients); where
-    there is none the numbers are drawn again. Canonical: the sorted numbers and the target,
-    "7 19 36 55 = 65".
+    there is none the numbers are drawn again. With ``operators`` "+-" or "+-*" a target that these
+    reach is drawn, and thoughts try these alone; an answer may still use all four. Canonical: the
+    sorted numbers and the target, "7 19 36 55 = 65".
     """
 
     name: ClassVar[str] = "countdown"
@@ -329,6 +347,7 @@ class Countdown(CombiningFamily):
     largest: int = 99
     lowest_target: int = 10
     highest_target: int = 100
+    operators: str = OPERATORS
 
     def validate(self) -> None:
         super().validate()
@@ -337,6 +356,10 @@ class Countdown(CombiningFamily):
             raise UserError(
                 f"countdown: smallest is {self.smallest} and largest {self.largest}; they must be "
                 f"1 to {top}, smallest first."
+            )
+        if self.operators not in ("+-", "+-*", OPERATORS):
+            raise UserError(
+                f'countdown: operators is "{self.operators}"; it must be "+-", "+-*" or "+-*/".'
             )
         if not 1 <= self.lowest_target <= self.highest_target <= top:
             raise UserError(
@@ -349,11 +372,12 @@ class Countdown(CombiningFamily):
         span = self.largest - self.smallest + 1
         for _ in range(_REDRAWS):
             numbers = tuple([self.smallest + int(rng.random() * span) for _ in range(level + 2)])
-            table = reachable(numbers)
+            table = reachable(numbers, operators=self.operators)
             targets = sorted([value for value in table[-1] if low <= value <= high])
             if targets:
                 target = targets[int(rng.random() * len(targets))]
-                return Combination(numbers, target, way_to(target, table, numbers))
+                solution = way_to(target, table, numbers, operators=self.operators)
+                return Combination(numbers, target, solution, self.operators)
         raise UserError(
             f"countdown: no target from {low} to {high} is reachable with numbers from "
             f"{self.smallest} to {self.largest}; widen one of the two ranges."

@@ -64,7 +64,7 @@ def hands() -> tuple[tuple[Hand, ...], ...]:
         whole.append(hand)
         if numbers[-1] <= 9:
             easy.append(hand)
-        if TARGET not in reachable(numbers, division=False)[-1]:
+        if TARGET not in reachable(numbers, operators="+-*")[-1]:
             dividing.append(hand)
     return tuple(easy), tuple(whole), tuple(sorted(dividing, key=lambda hand: hand[0]))
 
