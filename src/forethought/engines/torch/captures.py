@@ -59,7 +59,16 @@ class Captures:
             except BaseException:
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
+                self._free_generator()
                 raise
             graph.capture_end()
         current.wait_stream(self._stream)
         return graph, result
+
+    def _free_generator(self) -> None:
+        """A capture that breaks off leaves torch's generator of the device believing in it, and
+        all that draws from it would raise: a copy of its state does not."""
+        index = self._device.index
+        at = torch.cuda.current_device() if index is None else index
+        generator = torch.cuda.default_generators[at]
+        generator.graphsafe_set_state(generator.clone_state())
