@@ -125,14 +125,15 @@ def route(
     step, log_SRMK = log if log is not None else (counts_E, counts_E)
     rows, layers = log_SRMK.shape[1:3] if log is not None else (0, 0)
     block_e = max(_LEAST, triton.next_power_of_2(experts))
-    # A tile of the weights in 64 KiB of shared memory, as wide as that allows.
+    # A tile of the weights in 32 KiB of shared memory, as wide as that allows.
     most = 32768 // (block_e * x_BD.element_size())
     _route[(triton.cdiv(batch, _LEAST),)](
         x_BD, weight_ED, bias_E, weights_BK, pairs_EB, counts_E, log_SRMK, step,
         scale, batch, rows, layer, layers,
         D=width, EXPERTS=experts, USED=top_k, NORM=norm, RECORD=log is not None,
         BLOCK_B=_LEAST, BLOCK_D=max(_LEAST, min(128, most, triton.next_power_of_2(width))),
-        BLOCK_E=block_e, BLOCK_K=triton.next_power_of_2(top_k), num_warps=4, num_stages=2,
+        BLOCK_E=block_e, BLOCK_K=triton.next_power_of_2(top_k),
+        num_warps=max(1, min(4, block_e // 32)), num_stages=3,
     )  # fmt: skip
     return Lists(weights_BK, pairs_EB, counts_E)
 
@@ -307,13 +308,19 @@ def gated_experts(
     shared_BG = x_BD.new_empty(batch, shared)
     tiles = _Tiles.of(batch, experts, used)
     wide = x_BD.element_size() > 2
-    block_f = _block(inner, 32 if wide or tiles.rows < 64 else 64)
+    if wide:
+        block_f, block_d = _block(inner, 32), _block(width, 64)
+    elif tiles.rows == 64:
+        block_f, block_d = _block(inner, 64), _block(width, 64)
+    else:  # few programs: long tiles, since they wait for memory rather than compute
+        block_f = max(_LEAST, min(64, triton.next_power_of_2(inner)))
+        block_d = _block(width, 128)
     grid = tiles.shared + experts * tiles.routed, triton.cdiv(max(inner, shared), block_f)
     _gated_experts[grid](
         x_BD, gate_up_EOD, shared_gate_GD, shared_up_GD, lists.pairs_EB, lists.counts_E,
         inner_XF, shared_BG, batch, tiles.shared, tiles.routed,
         D=width, F=inner, SHARED=shared, USED=used, BLOCK_B=tiles.rows, BLOCK_F=block_f,
-        BLOCK_D=_block(width, 64 if wide or tiles.rows == 64 else 128),
+        BLOCK_D=block_d,
         num_warps=4, num_stages=2 if wide else 3,
     )  # fmt: skip
     return inner_XF, shared_BG
