@@ -50,10 +50,17 @@ _V3: dict[str, Any] = {
 
 
 def tiny_v3(
-    vocabulary: int, *, mtp: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0
+    vocabulary: int,
+    *,
+    mtp: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    **changes: Any,
 ) -> DeepseekV3:
-    """Two layers of eight experts behind a dense one, and the MTP module if asked for."""
-    network = DeepseekV3(DeepseekConfig(vocab_size=vocabulary, **_V3), mtp=mtp)
+    """Two layers of eight experts behind a dense one, and the MTP module if asked for.
+    ``changes``: of the config."""
+    config = DeepseekConfig(**{"vocab_size": vocabulary, **_V3, **changes})
+    network = DeepseekV3(config, mtp=mtp)
     _randomise(network, seed)
     return network.to(dtype)
 
@@ -96,8 +103,8 @@ def _randomise(network: CausalLM, seed: int) -> None:
             tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
         else:
             tensor.uniform_(0.7, 1.3, generator=generator)
-    for tensor in network.buffers():
-        if tensor.shape == (_V3["n_routed_experts"],):
+    for name, tensor in network.named_buffers():
+        if name.endswith("e_score_correction_bias"):
             tensor.normal_(0.0, 0.1, generator=generator)
 
 

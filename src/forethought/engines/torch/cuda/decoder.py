@@ -14,13 +14,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from forethought.engines.torch.cuda import dense, latent
 from forethought.engines.torch.cuda.cache import PagedCache
-from forethought.engines.torch.cuda.dense import DenseDecoder, fusable
+from forethought.engines.torch.cuda.dense import DenseDecoder
 from forethought.engines.torch.cuda.draw import DrawLog, Mode, take_step
 from forethought.engines.torch.cuda.graphs import Steps
+from forethought.engines.torch.cuda.latent import ExpertLog, LatentDecoder
 from forethought.engines.torch.cuda.pages import PAGE, IntArray
 from forethought.engines.torch.cuda.schedule import LENGTH, MOST_STEPS, NEXT, Orders, Prefill
 from forethought.models.causal_lm import CausalLM
+from forethought.models.deepseek_v3 import DeepseekV3
 from forethought.models.deepseek_v3.routing import RoutingRecorder, gates
 from forethought.models.dense import DenseLM
 from forethought.models.packed import PackedSequences
@@ -81,7 +84,7 @@ class Decoder:
                 MOST_STEPS, rows, *self.experts, dtype=torch.int16, device=self.device
             )
         self.steps = Steps(self._step, self.device, capture=capture)
-        self._dense: DenseDecoder | None = None
+        self._fused: DenseDecoder | LatentDecoder | None = None
         self._places: tuple[int, ...] = ()
         self._free: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -95,39 +98,49 @@ class Decoder:
     def let_go(self) -> None:
         """Free the cache and all that reads it."""
         self.steps.forget()
-        self._dense = self.cache = None
+        self._fused = self.cache = None
         self._places = ()
 
     def check_places(self) -> None:
-        """Make sure that graphs read the parameters where they are."""
+        """Make sure that graphs read parameters and buffers where they are."""
         assert self.cache is not None
-        if self._places == self._parameters():
+        if self._places == self._tensors():
             return
         self.steps.forget()
-        if fusable(self.network):
-            assert isinstance(self.network, DenseLM)
-            self._dense = DenseDecoder(self.network, self.cache)
-        self._places = self._parameters()
+        self._fused = self._few_kernels(self.cache)
+        self._places = self._tensors()
 
-    def _parameters(self) -> tuple[int, ...]:
-        return tuple(parameter.data_ptr() for parameter in self.network.parameters())
+    def _few_kernels(self, cache: PagedCache) -> DenseDecoder | LatentDecoder | None:
+        """What computes a step from few kernels, for networks that it is written for."""
+        network = self.network
+        if isinstance(network, DenseLM) and dense.fusable(network):
+            return DenseDecoder(network, cache)
+        if isinstance(network, DeepseekV3) and latent.fusable(network):
+            experts_SRMK = self._experts_SRMK
+            log = None if experts_SRMK is None else ExpertLog(self.log.step, experts_SRMK)
+            return LatentDecoder(network, cache, log)
+        return None
+
+    def _tensors(self) -> tuple[int, ...]:
+        network = self.network
+        return tuple(one.data_ptr() for one in chain(network.parameters(), network.buffers()))
 
     # -- a step, as it is captured
 
     def _step(self, batch: int, mode: Mode) -> None:
         cache = self.cache
         assert cache is not None
-        if self._dense is not None:
-            hidden_BD = self._dense.hidden(batch)
+        if self._fused is not None:
+            hidden_BD = self._fused.hidden(batch)  # which takes experts down as well
         else:
             cache.decode(batch)
             hidden_B1D = self.network.hidden(
                 cache.state_FR[NEXT, :batch, None], cache.state_FR[LENGTH, :batch, None], cache
             )
             hidden_BD = hidden_B1D[:, 0]
-        if self.recorder is not None and self._experts_SRMK is not None:
-            chosen_BMK = self.recorder.indices_MNK().transpose(0, 1).to(torch.int16)
-            self._experts_SRMK[:, :batch].index_copy_(0, self.log.step, chosen_BMK[None])
+            if self.recorder is not None and self._experts_SRMK is not None:
+                chosen_BMK = self.recorder.indices_MNK().transpose(0, 1).to(torch.int16)
+                self._experts_SRMK[:, :batch].index_copy_(0, self.log.step, chosen_BMK[None])
         take_step(self._logits(hidden_BD), cache.state_FR, self.log, mode)
 
     def _logits(self, hidden_BD: torch.Tensor) -> torch.Tensor:

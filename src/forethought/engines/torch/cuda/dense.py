@@ -53,7 +53,7 @@ def neighbours(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
     return joined
 
 
-def _joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def joined(layers: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of linear maps that read the same input."""
     weight = neighbours([layer.weight for layer in layers])
     biases = [layer.bias for layer in layers if layer.bias is not None]
@@ -102,8 +102,8 @@ class DenseDecoder:
             layer.post_attention_layernorm,
             mlp,
             next_norm,
-            _joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-            _joined([mlp.gate_proj, mlp.up_proj]),
+            joined([attention.q_proj, attention.k_proj, attention.v_proj]),
+            joined([mlp.gate_proj, mlp.up_proj]),
             (attention.q_norm.weight, attention.k_norm.weight, attention.q_norm.eps)
             if attention.qk_norm
             else None,
