@@ -355,6 +355,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=240.0, help="limit of each part")
     parser.add_argument("--parts-file", type=Path, help="what earlier calls found: read, added to")
+    parser.add_argument("--save-as", default="gpu_training", help="name of the file of results")
     arguments = parser.parse_args()
     if arguments.part:
         figures = PARTS[arguments.part]()
@@ -393,7 +394,7 @@ def main() -> None:
     for name, ratio in ratios.items():
         print(f"{name:20} {'-' if ratio is None else f'{ratio:.2f} times the peer'}")
     machines = sorted({str(figures["machine"]) for figures in found.values()})
-    save("gpu_training", {"parts": found, "times_the_peer": ratios}, " | ".join(machines))
+    save(arguments.save_as, {"parts": found, "times_the_peer": ratios}, " | ".join(machines))
 
 
 if __name__ == "__main__":
