@@ -117,6 +117,37 @@ def test_a_rollout_of_many_sizes_has_few_rooms() -> None:
     assert len(captured.rooms) == 2  # that would be too much padding
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_an_update_that_does_not_fit_is_taken_with_fewer_activations(
+    fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with experts that are replayed, whose passes are computed twice anyway."""
+    runs = []
+    for room in (10**9, 7):
+        network = made("v3", torch.float64)
+        one = stage(network, fixed=fixed, replay_above=0.0)
+        left = [room]
+        for layer in network.model.layers:
+
+            def parts(
+                *inputs: Any, kept: Any = layer.parts, net: Any = network, left: Any = left
+            ) -> Any:
+                if torch.is_grad_enabled() and not net.recompute:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
+                return kept(*inputs)
+
+            monkeypatch.setattr(layer, "parts", parts)
+        metrics = [one.step().metrics for _ in range(3)]
+        runs.append((metrics, network.state_dict(), network.recompute))
+    (plain, weights, off), (small, others, on) = runs
+    assert (off, on) == (False, True)
+    assert [one["loss"] for one in small] == pytest.approx([one["loss"] for one in plain])
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-8, atol=1e-10)
+
+
 def samples(seed: int, count: int, experts: tuple[int, int] | None) -> list[TrainedSample]:
     rng, found = Random(seed), []
     for _ in range(count):

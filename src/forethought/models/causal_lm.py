@@ -9,15 +9,18 @@ are stacked into one parameter, so that a grouped product needs no Python loop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from forethought.checkpoints.network_config import NetworkConfig
 from forethought.models.attention import AttentionCache
 from forethought.models.layers import RMSNorm, embedding, linear
+from forethought.models.packed import PackedSequences
 from forethought.models.rope import RotaryTable, rotary_cos_sin
 
 
@@ -67,6 +70,37 @@ class DecoderLayer(nn.Module):
         delta_BTD: torch.Tensor = self.mlp(normed_BTD)
         return x_BTD, delta_BTD
 
+    def recomputed_parts(
+        self,
+        x_BTD: torch.Tensor,
+        normed_BTD: torch.Tensor,
+        cos_BTR: torch.Tensor,
+        sin_BTR: torch.Tensor,
+        packed: PackedSequences | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`parts`, of which only the inputs are kept: the backward pass computes the rest a
+        second time (arXiv:1604.06174)."""
+
+        def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), self.as_now()
+
+        x_BTD, delta_BTD = checkpoint(
+            self.parts,
+            x_BTD,
+            normed_BTD,
+            cos_BTR,
+            sin_BTR,
+            packed,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing here is random
+            context_fn=again,
+        )
+        return x_BTD, delta_BTD
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """Within it, what decides how the layer computes is as it was when this was called."""
+        return nullcontext()
+
 
 class Trunk(nn.Module):
     """The parameters under `model.` in a checkpoint: embeddings, layers, last norm."""
@@ -92,6 +126,8 @@ class CausalLM(nn.Module):
     ) -> None:
         super().__init__()
         self._config = config
+        self.recompute = False
+        """Keep few activations for the backward pass, which takes about a third longer then."""
         self.rotary = rotary
         self.model = Trunk(config, layers)
         if not config.tie_word_embeddings:
@@ -144,8 +180,16 @@ class CausalLM(nn.Module):
         layers = [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
         norms = [layer.input_layernorm for layer in layers] + [self.model.norm]
         normed_BTD: torch.Tensor = norms[0](x_BTD)
+        stateless = cache is None or isinstance(cache, PackedSequences)
+        recompute = self.recompute and stateless and torch.is_grad_enabled()
         for layer, norm in zip(layers, norms[1:], strict=True):
-            x_BTD, delta_BTD = layer.parts(x_BTD, normed_BTD, cos_BTR, sin_BTR, cache)
+            if recompute:
+                assert cache is None or isinstance(cache, PackedSequences)
+                x_BTD, delta_BTD = layer.recomputed_parts(
+                    x_BTD, normed_BTD, cos_BTR, sin_BTR, cache
+                )
+            else:
+                x_BTD, delta_BTD = layer.parts(x_BTD, normed_BTD, cos_BTR, sin_BTR, cache)
             x_BTD, normed_BTD = norm.after(x_BTD, delta_BTD)
         return normed_BTD
 

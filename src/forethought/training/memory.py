@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from forethought.errors import UserError
+from forethought.models.causal_lm import CausalLM
+
+Result = TypeVar("Result")
 
 _GIB = 2**30
+_log = logging.getLogger(__name__)
+
+
+def fitted(
+    networks: Sequence[CausalLM],
+    compute: Callable[[], Result],
+    undo: Callable[[], None],
+) -> Result:
+    """``compute()``. Where memory is too small for it, what it did is undone and it is called once
+    more with networks that keep few activations, as they do from then on; the numbers are the same.
+    """
+    try:
+        return compute()
+    except torch.OutOfMemoryError:
+        if all(network.recompute for network in networks):
+            raise
+    # Outside of the handler: the error remembers the frames, and they what they computed.
+    undo()
+    for network in networks:
+        network.recompute = True
+    if networks[0].device.type == "cuda":
+        torch.cuda.empty_cache()
+    _log.warning(
+        "Memory is too small for a pass with all that the way back needs: activations are computed "
+        "twice from here on, which is slower; a smaller micro_batch_tokens avoids it."
+    )
+    return compute()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from forethought.training.batches import Row, RowSize
 from forethought.training.captured import CapturedPasses
 from forethought.training.config import RLConfig
 from forethought.training.losses import LossMetrics, Normaliser, TokenBatch, k3_kl, policy_loss
-from forethought.training.memory import step_memory
+from forethought.training.memory import fitted, step_memory
 from forethought.training.optimizer import MasterAdamW
 from forethought.training.pass_inputs import Room
 from forethought.training.policy import Policy
@@ -151,8 +151,7 @@ class PolicyPasses:
         apart = [asked and said["mismatch"] > self._config.replay_above for said, _ in says]
         flipped = sum(said["flipped"] for said, _ in says) if asked else 0.0
         if any(apart):
-            self._optimizer.zero_grad()
-            lanes.drop_gradients()
+            self._drop_gradients()
             says = self._passes(parts, normaliser, apart)
         tokens = [sum(len(one.sample.ids) for one in part) for part in parts]
         return Sums(
@@ -188,18 +187,20 @@ class PolicyPasses:
         replayed: Sequence[bool],
     ) -> list[tuple[dict[str, float], torch.Tensor]]:
         """All passes, and for each what it says and its loads; waits for the last of them."""
-        device = self._policy.network.device
-        with step_memory(device, self._config.micro_batch_tokens):
+        device, lanes = self._policy.network.device, self._policy.lanes
+
+        def compute() -> list[torch.Tensor]:
             if self._captured is not None:
-                said = self._replays(self._captured, parts, normaliser, replayed)
-            else:
-                work = list(zip(parts, replayed, strict=True))
+                return self._replays(self._captured, parts, normaliser, replayed)
 
-                def one(lane: int, item: tuple[Sequence[TrainedSample], bool]) -> torch.Tensor:
-                    part, replay = item
-                    return self._backward(lane, PolicyInputs.of(part, normaliser, device), replay)
+            def one(lane: int, item: tuple[Sequence[TrainedSample], bool]) -> torch.Tensor:
+                part, replay = item
+                return self._backward(lane, PolicyInputs.of(part, normaliser, device), replay)
 
-                said = self._policy.lanes.run(one, work)
+            return lanes.run(one, list(zip(parts, replayed, strict=True)))
+
+        with step_memory(device, self._config.micro_batch_tokens):
+            said = fitted(lanes.networks, compute, self._begin_anew)
         if not said:
             return []
         heads = torch.stack([each[: len(_SAID)] for each in said]).tolist()
@@ -207,6 +208,16 @@ class PolicyPasses:
             (dict(zip(_SAID, head, strict=True)), each[len(_SAID) :])
             for head, each in zip(heads, said, strict=True)
         ]
+
+    def _drop_gradients(self) -> None:
+        self._optimizer.zero_grad()
+        self._policy.lanes.drop_gradients()
+
+    def _begin_anew(self) -> None:
+        """Undo passes."""
+        if self._captured is not None:
+            self._captured.forget()
+        self._drop_gradients()
 
     # -- one pass
 

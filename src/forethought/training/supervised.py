@@ -26,7 +26,7 @@ from forethought.training.captured import CapturedPasses
 from forethought.training.config import BalanceConfig
 from forethought.training.lanes import Lanes
 from forethought.training.logprobs import rows_of, summed_surprise
-from forethought.training.memory import step_memory
+from forethought.training.memory import fitted, step_memory
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check_norm
 from forethought.training.pass_inputs import FilledRoom, PassInputs, Room, Targets
@@ -223,7 +223,7 @@ class Supervised:
         self._lanes.drop_gradients()
         self._experts.reset()
         with step_memory(self.network.device, self._budget):
-            passes = self._passes(step)
+            passes = fitted(self._lanes.networks, lambda: self._passes(step), self._begin_anew)
         if meanwhile is not None:
             meanwhile()
         for one in passes:
@@ -256,6 +256,13 @@ class Supervised:
             metrics["expert_imbalance"] = self._experts.imbalance
         self._experts.update(self._balance.bias_step)
         return metrics
+
+    def _begin_anew(self) -> None:
+        """Undo the passes of a step."""
+        if self._captured is not None:
+            self._captured.forget()
+        self.optimizer.zero_grad()
+        self._lanes.drop_gradients()
 
     def _passes(self, step: Prepared) -> list[_Pass]:
         """All passes of a step, their gradients added up."""

@@ -6,6 +6,9 @@ Source: DeepSeek-V3 (arXiv:2412.19437) section 2.1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
 from torch import nn
 
@@ -51,3 +54,18 @@ class DeepseekLayer(DecoderLayer):
         )
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """Experts that are replayed now are replayed within it too."""
+        if not isinstance(self.mlp, MixtureOfExperts):
+            return nullcontext()
+        return _replaying(self.mlp.gate, self.mlp.gate.replay_NK)
+
+
+@contextmanager
+def _replaying(gate: Gate, replay_NK: torch.Tensor | None) -> Iterator[None]:
+    before, gate.replay_NK = gate.replay_NK, replay_NK
+    try:
+        yield
+    finally:
+        gate.replay_NK = before
