@@ -22,7 +22,7 @@ import torch
 from forethought.engines.phases import SILENT, Phases
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.cuda.cache import page_bytes
-from forethought.engines.torch.cuda.collect import Collector
+from forethought.engines.torch.cuda.collect import Collector, Experts
 from forethought.engines.torch.cuda.decoder import Chunk, Decoder, PromptExperts
 from forethought.engines.torch.cuda.draw import IDS, LOGPROBS, Mode
 from forethought.engines.torch.cuda.pages import pages_for
@@ -246,9 +246,9 @@ class _Run:
             min(cache.rows, samples), most, samples, rollout.is_end_V, self._decoder.experts
         )
         self._results: list[list[RolloutSample | None]] = [[None] * len(own) for own in limits]
-        self._of_prompt: dict[int, torch.Tensor] = {}
+        self._of_prompt: dict[int, Experts] = {}
         """What gates chose for each prompt, int16 [M, P - 1, K], as it was computed last."""
-        self._of_ticket: list[torch.Tensor | None] = []
+        self._of_ticket: list[Experts | None] = []
         """The same as it was when each ticket began."""
 
     def finished(self) -> list[list[RolloutSample]]:
@@ -282,10 +282,11 @@ class _Run:
             return self._decoder.run(orders, self._mode)
 
     def _keep(self, chosen: PromptExperts) -> None:
+        whole_MNK = chosen.chosen_MNK.numpy()  # a view: its numbers may still be on their way
         for prompt, start, length in zip(
             chosen.prefill.prompts, chosen.starts, chosen.lengths, strict=True
         ):
-            self._of_prompt[prompt] = chosen.chosen_MNK[:, start : start + length]
+            self._of_prompt[prompt] = whole_MNK[:, start : start + length]
 
     def _learn(self, chunk: Chunk) -> None:
         while not chunk.here:

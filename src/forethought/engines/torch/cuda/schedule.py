@@ -379,7 +379,7 @@ class Schedule:
         drawn = self._drawn[tickets]
         ticket = int(tickets[np.flatnonzero(drawn == drawn.min())[-1]])
         row = self._row[ticket : ticket + 1].copy()
-        self._release(ticket)
+        self._release(np.array([ticket]))
         self.taken_back.append(ticket)
         prompt, index = self.samples[ticket]
         self._prompts[prompt].to_start += 1
@@ -421,15 +421,18 @@ class Schedule:
         counts = np.minimum(first, self._limit[tickets] - before)
         self._drawn[tickets] = before + counts
         over = tickets[(ended & (first <= counts)) | (before + counts >= self._limit[tickets])]
-        for ticket in over.tolist():
-            self._release(ticket)
+        self._release(over)
         return Absorbed(columns, tickets, before, counts, over)
 
-    def _release(self, ticket: int) -> None:
-        row = int(self._row[ticket])
-        self._done[ticket] = True
-        self._pool.drop(self._table_RW[row, : self._pages_R[row]])
-        self._ticket_R[row] = -1
+    def _release(self, tickets: IntArray) -> None:
+        """Rows and pages of these tickets are free."""
+        if not len(tickets):
+            return
+        rows = self._row[tickets]
+        self._done[tickets] = True
+        held_NW = np.arange(self._width) < self._pages_R[rows, None]
+        self._pool.drop(self._table_RW[rows][held_NW])
+        self._ticket_R[rows] = -1
 
     def drawn(self, ticket: int) -> int:
         """Tokens that a ticket has drawn so far."""
