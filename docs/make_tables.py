@@ -95,6 +95,7 @@ def recipe_tables() -> dict[str, tuple[type[BaseModel], str]]:
         '`kind = "sft"`': (config.SFTConfig, "StageConfig"),
         '`kind = "rejection-sample"`': (config.RejectionConfig, "StageConfig"),
         '`kind = "rl"`': (config.RLConfig, "StageConfig"),
+        "`curriculum` of an RL stage": (config.CurriculumConfig, ""),
         "`reward` of an RL stage": (config.RewardConfig, ""),
         "`loss` of an RL stage": (losses.LossConfig, ""),
     }

@@ -401,6 +401,7 @@ MISTAKES = (
     ("group_size = 4", "group_size = 4\ntop_p = 0.9"),
     ("max_tokens = 48\nfilm = 4", "max_tokens = 4800"),
     ("group_size = 4", 'group_size = 4\nloss = { kl = "k3" }'),
+    ("group_size = 4", "group_size = 4\ncurriculum = { start_levels = 2 }"),
     ('"sorting"]', '"sortin"]'),
     ("sorting = [1]", "sorting = [5]"),
     ("[model]", "[model]\nvocab_size = 400"),

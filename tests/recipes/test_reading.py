@@ -21,6 +21,7 @@ from forethought.recipes import canonical, reading
 from forethought.recipes.model_table import with_vocabulary
 from forethought.recipes.reading import read_recipe
 from forethought.recipes.recipe import Recipe
+from forethought.training.config import CurriculumConfig
 from recipes.recipe_text import GOOD, changed
 
 DENSE = """\
@@ -119,6 +120,22 @@ def test_the_canonical_text_says_everything_and_reads_back(tmp_path: Path) -> No
     assert (again.text, again.digest) == (loaded.text, loaded.digest)
     assert "spike_factor = 4.0" in loaded.text
     assert "vocab_size = 512" not in loaded.text
+
+
+def test_a_curriculum_is_a_table_that_may_be_empty(tmp_path: Path) -> None:
+    plain = read(tmp_path, GOOD)
+    assert "curriculum" not in plain.text
+    assert plain.recipe.stages[1].curriculum is None
+    loaded = read(tmp_path, GOOD + "curriculum = {}\n")
+    assert "[stages.curriculum]\nstart_levels = 1\n" in loaded.text
+    assert loaded.digest != plain.digest
+    assert loaded.recipe.stages[1].curriculum == CurriculumConfig()
+    assert read(tmp_path, loaded.text).recipe == loaded.recipe
+    # More than one family has: another still rises.
+    longer = changed("levels.sorting = [1, 2]\n", "") + "curriculum.start_levels = 3\n"
+    assert read(tmp_path, longer).recipe
+    # The order of levels matters to a curriculum alone.
+    assert read(tmp_path, changed("[1, 2]", "[2, 1]")).recipe
 
 
 def test_the_digest_is_of_what_is_meant(tmp_path: Path) -> None:
@@ -255,6 +272,31 @@ BAD = [
      "sorting?"),
     ("levels.sorting = [1, 2]", "weights.sorting = 0",
      "problems.weights.sorting is 0; it must be above 0."),
+    # curricula
+    ("group_size = 4", "group_size = 4\ncurriculum.raise_at = 1.5",
+     "stages[2] (rl): curriculum.raise_at is 1.5; it must be at most 1."),
+    ("group_size = 4", "group_size = 4\ncurriculum.raise_at = -0.1",
+     "stages[2] (rl): curriculum.raise_at is -0.1; it must be above 0."),
+    ("group_size = 4", "group_size = 4\ncurriculum.over = 0",
+     "stages[2] (rl): curriculum.over is 0; it must be at least 1."),
+    ("group_size = 4", "group_size = 4\ncurriculum.newest = 0",
+     "stages[2] (rl): curriculum.newest is 0; it must be above 0."),
+    ("group_size = 4", "group_size = 4\ncurriculum.raise_ta = 0.5",
+     "stages[2] (rl): curriculum.raise_ta is an unknown key; did you mean raise_at?"),
+    ("group_size = 4", "group_size = 4\ncurriculum = true",
+     "stages[2] (rl): curriculum is true; it must be a table."),
+    ("group_size = 4", "group_size = 4\ncurriculum.start_levels = 2",
+     "stages[2] (rl): curriculum.start_levels is 2, and no family of the recipe has more than "
+     "2 levels (sorting), so that none could ever open: lower it, or remove the curriculum."),
+    (GOOD[GOOD.index("levels.sorting") :], "levels = {sorting = [2], countdown = [1]}\n"
+     + GOOD[GOOD.index("[evaluation]") :] + "curriculum = {}\n",
+     "stages[2] (rl): curriculum.start_levels is 1, and no family of the recipe has more than "
+     "1 level (sorting), so that none could ever open: give a family more in problems.levels, or "
+     "remove the curriculum."),
+    (GOOD[GOOD.index("levels.sorting") :], "levels.sorting = [3, 1, 1]\n"
+     + GOOD[GOOD.index("[evaluation]") :] + "curriculum = {}\n",
+     "problems.levels.sorting is [3, 1, 1], and the curriculum of stages[2] (rl) takes each level "
+     "once, the easiest first: write [1, 3]."),
     # files
     ("group_size = 4", 'group_size = 4\nreward.own = "mine.py:reward"',
      "stages[2] (rl): reward.own: there is no file FOLDER/mine.py: write file.py:function."),

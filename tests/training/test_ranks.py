@@ -91,6 +91,14 @@ def test_figures_of_the_steps_are_those_of_one(alone, two):
             _same(two[1][name], one, tolerance, name)
 
 
+def test_levels_rise_for_all_ranks_as_for_one(alone, two):
+    mine, one = two[1]["climbing float64"], alone[1]["climbing float64"]
+    levels = [step["open_level/shown_digit"] for step in mine["steps"]]
+    assert levels[0] == 1
+    assert levels[-1] == 3
+    assert mine["state"] == one["state"]
+
+
 def _same(mine: Any, one: Any, tolerance: float, where: str) -> None:
     if isinstance(one, dict):
         assert mine.keys() == one.keys(), where

@@ -4,9 +4,9 @@ one number and a run can go on where it stopped."""
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import Final
+from typing import Final, TypeAlias
 
 from forethought.errors import UserError
 from forethought.problems.problem import Language, Problem
@@ -15,6 +15,10 @@ from forethought.problems.source import LevelledSource
 _TRIES: Final = 10_000
 _TRIES_FOR_ANOTHER: Final = 2_500
 """Draws after which a held-out problem may come a second time."""
+
+LevelChoice: TypeAlias = Callable[[str, int], int]
+"""The level to draw, of a family by its name and a number of `LEVEL_BITS` uniform bits."""
+LEVEL_BITS: Final = 16
 
 _64_BITS: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -87,15 +91,28 @@ class ProblemStream:
         self._bounds = [int(part / total * _64_BITS) for part in accumulate(shares[:-1])]
         """Where in 64 bits the share of the next family begins."""
 
+    @property
+    def ladders(self) -> dict[str, tuple[int, ...]]:
+        """The levels of each family that problems are drawn from, by its name."""
+        pairs = zip(self._families, self._levels, strict=True)
+        return {one.name: levels for one, levels in pairs}
+
     def __getitem__(self, index: int) -> Problem:
         """The problem number ``index`` (from 0)."""
+        return self.problem(index)
+
+    def problem(self, index: int, choose: LevelChoice | None = None) -> Problem:
+        """The problem number ``index``, of the level that ``choose`` says; by default any of its
+        family's. Families come as often, and from the same numbers, whatever the levels."""
         bits = _mixed(self._start ^ index)
-        at = bisect(self._bounds, bits)
-        one, levels = self._families[at], self._levels[at]
+        which = bisect(self._bounds, bits)
+        one, levels = self._families[which], self._levels[which]
         for _ in range(_TRIES):
             bits = _mixed(bits)
             # Level from the upper bits, seed from the lower ones.
-            level = levels[(bits >> 48) * len(levels) >> 16]
+            upper = bits >> (64 - LEVEL_BITS)
+            at = upper * len(levels) >> LEVEL_BITS
+            level = levels[at] if choose is None else choose(one.name, upper)
             problem = one.problem(level, bits & ((1 << 48) - 1), self._language)
             if problem.held_out == self._held_out:
                 return problem

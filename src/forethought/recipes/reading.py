@@ -26,6 +26,7 @@ from forethought.problems.registry import source, sources
 from forethought.problems.source import LevelledSource
 from forethought.recipes import model_table, on_disk
 from forethought.recipes.canonical import canonical_text
+from forethought.recipes.curricula import check_curricula
 from forethought.recipes.mistakes import Location, Mistake, of_validation, one_sentence, value_text
 from forethought.recipes.recipe import Recipe, TokenizerConfig, nearest_of, stage_name
 
@@ -247,7 +248,7 @@ def _check_problems(loaded: LoadedRecipe, adapters: Adapters) -> list[Mistake]:
             for level in levels
             if not 1 <= level <= most
         ]
-    return mistakes
+    return mistakes or check_curricula(loaded.recipe, list(found.values()))
 
 
 def _check_adapted(recipe: Recipe, spec: str, key: str) -> list[Mistake]:

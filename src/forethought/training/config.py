@@ -184,6 +184,21 @@ class RewardConfig(Frozen):
         return self
 
 
+class CurriculumConfig(Frozen):
+    """Levels that open as they are solved, for each family by itself: its ladder are the recipe's
+    levels of it, easiest first."""
+
+    start_levels: Count = 1
+    """Open at the start; of a family with fewer levels all."""
+    raise_at: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of right answers to the newest open level from which on the next one opens."""
+    over: Count = 16
+    """The groups of that level, the newest ones, whose samples this is the share of."""
+    newest: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a family's problems that are of the newest open level, as long as there are others;
+    the rest are of these, evenly."""
+
+
 class RLConfig(StageConfig):
     """GRPO (arXiv:2402.03300) as DeepSeek-R1 uses it, and the field's alternatives.
 
@@ -213,6 +228,8 @@ class RLConfig(StageConfig):
     """Gamma of the experts' selection bias during RL."""
     rows: Count = 128
     """Samples computed side by side; results do not depend on it, but for rounding."""
+    curriculum: CurriculumConfig | None = None
+    """None: every level of a family equally often, from the start."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

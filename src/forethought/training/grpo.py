@@ -22,6 +22,7 @@ from forethought.engines.torch.rollout import RolloutSample
 from forethought.models.causal_lm import CausalLM
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import RLConfig
+from forethought.training.curriculum import Curriculum
 from forethought.training.judge_pool import JudgePool, judging_workers
 from forethought.training.judging import Judge
 from forethought.training.losses import Normaliser
@@ -30,7 +31,7 @@ from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, check
 from forethought.training.policy import Policy, noise_seed
 from forethought.training.policy_inputs import TrainedSample
 from forethought.training.policy_passes import PolicyPasses, Sums
-from forethought.training.rollouts import Group, groups_of, rollout_metrics
+from forethought.training.rollouts import Group, groups_of, level_result, rollout_metrics
 from forethought.training.shared_rollout import gather_judged
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import ExpertBalance
@@ -60,6 +61,9 @@ class GRPO:
         on_cuda = policy.network.device.type == "cuda"
         self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0, policy.phases)
         self._verdicts.start()
+        self._curriculum = (
+            None if config.curriculum is None else Curriculum(config.curriculum, stream.ladders)
+        )
         self._next = 0
         """Problems used up."""
         self._rollouts = 0
@@ -127,6 +131,7 @@ class GRPO:
                 groups += [group for group in more if not group.dead]
         self._check_verdicts(everything)
         self._figures = {**rollout_metrics(everything), "groups": len(everything)}
+        self._figures |= self._climb(everything)
         self._thought = self._worth_showing(everything)
         Random((self._seed << 32) ^ self._rollouts).shuffle(groups)
         self._rollouts += 1
@@ -140,7 +145,8 @@ class GRPO:
         config = self._config
         started = time.perf_counter()
         first = self._next
-        problems = [self._stream[first + at] for at in range(count)]
+        choose = None if self._curriculum is None else self._curriculum.level
+        problems = [self._stream.problem(first + at, choose) for at in range(count)]
         self._next += count
         # Samples are judged as they end, on other cores where there is a GPU to keep busy.
         places: list[tuple[int, int]] = []
@@ -167,6 +173,17 @@ class GRPO:
         self._phases["verdicts"] += time.perf_counter() - sampled
         self._sampled += sum(len(sample.ids) for group in samples for sample in group)
         return groups_of(problems, samples, judged, config.loss, config.max_tokens)
+
+    def _climb(self, groups: Sequence[Group]) -> dict[str, Number]:
+        """Tell the curriculum of a whole rollout; the newest levels that it was drawn from."""
+        if self._curriculum is None:
+            return {}
+        name = "open_level"
+        drawn: dict[str, Number] = {
+            f"{name}/{family}": level for family, level in self._curriculum.newest().items()
+        }
+        self._curriculum.hear(map(level_result, groups))
+        return drawn
 
     @staticmethod
     def _check_verdicts(groups: Sequence[Group]) -> None:
@@ -272,6 +289,8 @@ class GRPO:
             reference = self._reference.state_dict()
             tensors |= {f"reference.{name}": tensor for name, tensor in reference.items()}
         facts = {"number": self.number, "next_problem": self._next, "rollouts": self._rollouts}
+        if self._curriculum is not None:
+            return tensors, {**facts, "curriculum": self._curriculum.facts()}
         return tensors, facts
 
     def load(self, tensors: Tensors, facts: Facts) -> None:
@@ -280,6 +299,10 @@ class GRPO:
         assert isinstance(following, int)
         assert isinstance(rollouts, int)
         self.number, self._next, self._rollouts = number, following, rollouts
+        if self._curriculum is not None:
+            climbed = facts["curriculum"]
+            assert isinstance(climbed, dict)
+            self._curriculum.load(climbed)
         parts: dict[str, dict[str, torch.Tensor]] = {"optimizer": {}, "reference": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")

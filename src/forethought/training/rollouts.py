@@ -12,6 +12,7 @@ import torch
 
 from forethought.engines.torch.rollout import RolloutSample
 from forethought.problems.problem import Problem
+from forethought.training.curriculum import LevelResult
 from forethought.training.hack_signs import commonest_answer, reads_like_code
 from forethought.training.judging import Judged
 from forethought.training.losses import LossConfig, advantages, soft_overlong_punishment
@@ -109,6 +110,13 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, Number]:
         own = [one.accuracy for g in groups if g.problem.family == name for one in g.judged]
         metrics[f"reward_accuracy/{name}"] = _mean(own)
     return metrics
+
+
+def level_result(group: Group) -> LevelResult:
+    """What a group says of its level. Right answers alone count, whatever else is rewarded."""
+    judged = [one for one in group.judged if one.reward is not None]
+    right = sum(one.verdict.correct for one in judged)
+    return LevelResult(group.problem.family, group.problem.level, right, len(judged))
 
 
 def _mean(values: Sequence[float]) -> float | None:
