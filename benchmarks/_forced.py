@@ -45,7 +45,7 @@ def reward_of(ids: Sequence[int]) -> float:
 class Problems:
     """A stream of problems without an end."""
 
-    def __getitem__(self, index: int) -> Problem:
+    def problem(self, index: int, choose: object = None) -> Problem:
         return Problem("forced", 1, index, "en", str(index), "0", str(index))
 
 
