@@ -91,7 +91,7 @@ def test_a_signal_stops_after_the_step_and_the_line_goes_on(
     lines = stderr.decode().splitlines()
     assert "forethought: stopping after this step; once more leaves at once." in lines
     assert lines[-1] == (
-        f"resumable: forethought train {shlex.quote(str(recipe))} --out {out} --resume --seed 5"
+        f"resumable: forethought train {shlex.quote(str(recipe))} --out {out} --seed 5 --resume"
     )
     done = (out / "metrics.jsonl").read_text().count("\n")
     with training(home, *shlex.split(lines[-1])[3:]) as process:
