@@ -209,6 +209,22 @@ def test_a_rollout_of_about_the_same_size_takes_the_room_that_is_known() -> None
     assert not room.holds([RowSize([2, 2, 2], 1)])  # what fills it takes two sequences
 
 
+def test_samples_that_are_all_cut_off_at_one_length_have_a_room_as_others_do() -> None:
+    one = stage(made("dense", torch.float32), fixed=True, micro_batch_tokens=2048)
+    captured, rng = one._passes._captured, Random(1)
+    assert captured is not None
+    part = []
+    for _ in range(3):
+        ids = tuple(rng.choices(range(50), k=540))
+        logprobs = torch.full((530,), -3.0)
+        sample = RolloutSample(ids[10:], logprobs, True, None)
+        part.append(TrainedSample(TokenSequence(ids, 10), sample, 1.0))
+    (said,) = one._passes._replays(captured, [part], Normaliser(3, 1590, 530), [False])
+    assert bool(said.isfinite().all())
+    (room,) = captured.rooms
+    assert room.base.even == 0
+
+
 def test_passes_of_one_size_hold_about_the_same() -> None:
     rng = Random(5)
     lengths = [rng.randint(20, 600) for _ in range(300)]

@@ -91,11 +91,15 @@ class Room:
     mtp: bool
 
     @classmethod
-    def of(cls, rows: Sequence[RowSize], budget: int, *, mtp: bool) -> Room:
-        """The smallest room for each of the rows; ``budget``: usually the most tokens of a pass."""
+    def of(
+        cls, rows: Sequence[RowSize], budget: int, *, mtp: bool, may_be_even: bool = True
+    ) -> Room:
+        """The smallest room for each of the rows; ``budget``: usually the most tokens of a pass.
+        Unless it ``may_be_even``, it is one for any lengths, also where all are equal."""
         shapes = {(len(row.lengths), min(row.lengths), max(row.lengths)) for row in rows}
         count, shortest, longest = next(iter(shapes))
-        even = shortest if len(shapes) == 1 and shortest == longest >= _EVEN else 0
+        alike = may_be_even and len(shapes) == 1 and shortest == longest >= _EVEN
+        even = shortest if alike else 0
         most = max(row.tokens for row in rows)
         loss_tokens = max(max(row.targets, row.second_targets if mtp else 0) for row in rows)
         tokens = most if even else _up(most, budget // _TOKEN_STEPS)

@@ -155,12 +155,7 @@ class PolicyPasses:
             says = self._passes(parts, normaliser, apart)
         tokens = [sum(len(one.sample.ids) for one in part) for part in parts]
         return Sums(
-            loss={
-                name: (max if name == "ratio_max" else sum)(
-                    [said[name] for said, _ in says] or [0.0]
-                )
-                for name in _LOSS
-            },
+            loss=_losses([said for said, _ in says]),
             loads=self._loads([loads for _, loads in says]),
             entropy=sum(said["entropy"] for said, _ in says),
             mismatch=sum(
@@ -327,15 +322,15 @@ class PolicyPasses:
     def _room(self, captured: CapturedPasses[PolicyInputs], sizes: Sequence[RowSize]) -> PolicyRoom:
         """The smallest room, or a known one that is hardly larger: a rollout is never as long as
         the one before, and to capture a pass takes as long as many passes."""
-        smallest = Room.of(sizes, 2 * self._config.micro_batch_tokens, mtp=False)
-        if not smallest.even:
-            for room in reversed(captured.rooms):
-                assert isinstance(room, PolicyRoom)
-                base = room.base
-                small = base.tokens <= _ROOMY * smallest.tokens
-                small = small and base.targets <= _ROOMY**2 * smallest.targets
-                if small and base.holds(sizes):
-                    return room
+        budget = 2 * self._config.micro_batch_tokens
+        smallest = Room.of(sizes, budget, mtp=False, may_be_even=False)
+        for room in reversed(captured.rooms):
+            assert isinstance(room, PolicyRoom)
+            base = room.base
+            small = base.tokens <= _ROOMY * smallest.tokens
+            small = small and base.targets <= _ROOMY**2 * smallest.targets
+            if small and base.holds(sizes):
+                return room
         layers = len(self._experts)
         chosen = gates(self._policy.network)[0].top_k if layers else 0
         return PolicyRoom(smallest, (layers, chosen) if layers else None)
