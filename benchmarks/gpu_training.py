@@ -371,6 +371,8 @@ def main() -> None:
     kept: Path | None = arguments.parts_file
     if kept is not None and kept.exists():
         found = json.loads(kept.read_text())
+    if not names and not found:
+        parser.error(f"nothing to measure or to print: name parts, or a --parts-file, not {kept}")
     for name in names:
         found[name] = {**_child(name, arguments.seconds), "machine": describe_gpu()}
         if kept is not None:

@@ -125,6 +125,8 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(SHAPES))
     arguments = parser.parse_args()
     names = arguments.shapes.split(",")
+    if unknown := set(names) - set(SHAPES):
+        parser.error(f"no such shape: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as folder:
         files, millions, mib = {}, {}, {}
         for name in names:
