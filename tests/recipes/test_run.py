@@ -102,6 +102,27 @@ def test_a_run_that_was_stopped_and_resumed_is_the_same_run(
     assert outcome(out) == outcome(whole)
 
 
+def test_a_run_that_rests_after_a_stage_goes_on_as_if_it_had_not(
+    whole: Path, tmp_path: Path
+) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "run"
+    rested = train(recipe, out, until="pretrain")
+    assert not rested.finished
+    assert rested.summary["stage"] == "pretrain"
+    assert {line["stage"] for line in lines(out / "metrics.jsonl")} == {"pretrain"}
+    assert (out / "checkpoints" / "1-pretrain" / "model.safetensors").is_file()
+    # Asked again it still rests there, and after the last stage there is nothing to rest from.
+    assert not train(recipe, out, resume=True, until="pretrain").finished
+    assert train(recipe, out, resume=True, until="rl").finished
+    assert outcome(out) == outcome(whole)
+
+
+def test_a_stage_to_rest_after_must_be_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such stage: did you mean pretrain"):
+        train(write_recipe(tmp_path), tmp_path / "run", until="pretraining")
+    assert not (tmp_path / "run").exists()
+
+
 def test_lanes_of_a_resumed_run_are_those_of_the_undisturbed_one(tmp_path: Path) -> None:
     text = RECIPE.replace("threads = 1\n", "threads = 1\nlanes = 2\n")
     (tmp_path / "a").mkdir()

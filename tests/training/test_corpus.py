@@ -115,6 +115,19 @@ def test_bare_families_are_question_and_answer_only():
         assert "step" not in one.text
 
 
+def test_bare_families_may_stand_behind_the_prompt_with_an_empty_thought():
+    settings = {"think": 0.5, "bare_think": 0.4, "hasty": 0.7}
+    corpus = Corpus(spec("corpus_family.py:Bare", **settings))
+    found = [corpus[at] for at in range(2000)]
+    asked = [one for one in found if one.question is not None]
+    assert len(asked) / len(found) == pytest.approx(0.4, abs=0.04)
+    for one in asked:
+        assert one.text.startswith("<think>\n...\n</think>")
+        assert "step" not in one.text
+    assert share(asked, lambda one: "<answer>right" in one.text) == pytest.approx(0.3, abs=0.05)
+    assert share(asked, lambda one: "<answer>wrong" in one.text) == pytest.approx(0.7, abs=0.05)
+
+
 def test_shares_are_those_of_the_config():
     count = 3000
     found = marked(

@@ -75,6 +75,12 @@ def train(
         int | None,
         typer.Option("--gpus", help="Train on so many GPUs of this machine together.", metavar="N"),
     ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until", help="Rest after this stage, saved; --resume goes on.", metavar="STAGE"
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     unsafe_no_sandbox: Annotated[
         bool,
@@ -90,6 +96,7 @@ def train(
       forethought train my-recipe.toml --dry-run
       forethought train my-recipe.toml --out my-run
       forethought train my-recipe.toml --out my-run --resume
+      forethought train nano-zero --out runs/nano --until pretrain
       forethought train my-recipe.toml --out my-run --gpus 2
 
     Ctrl-C (or SIGTERM) finishes the step, saves, and prints the line that goes on from there;
@@ -105,9 +112,16 @@ def train(
         if gpus is not None and gpus != 1 and "RANK" not in os.environ:
             flags = {"--resume": resume, "--tensorboard": tensorboard, "--profile": profile}
             flags["--json"] = as_json
-            return _train_on_each(asked, [flag for flag, given in flags.items() if given])
+            given = [flag for flag, there in flags.items() if there]
+            given += [] if until is None else ["--until", until]
+            return _train_on_each(asked, given)
         return _train(
-            asked, resume=resume, tensorboard=tensorboard, profile=profile, as_json=as_json
+            asked,
+            resume=resume,
+            tensorboard=tensorboard,
+            profile=profile,
+            until=until,
+            as_json=as_json,
         )
 
     return run
@@ -205,7 +219,15 @@ def _out(asked: _Asked) -> Path:
     return expand(asked.out)
 
 
-def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_json: bool) -> int:
+def _train(
+    asked: _Asked,
+    *,
+    resume: bool,
+    tensorboard: bool,
+    profile: bool,
+    until: str | None,
+    as_json: bool,
+) -> int:
     out = _out(asked)
     with asked.load() as (loaded, adapters):
         from forethought.cli.train_display import TrainDisplay
@@ -225,6 +247,7 @@ def _train(asked: _Asked, *, resume: bool, tensorboard: bool, profile: bool, as_
                 monitor=display,
                 tensorboard=tensorboard,
                 profile=profile,
+                until=until,
                 adapters=adapters,
             )
     if not first:

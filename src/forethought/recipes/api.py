@@ -34,15 +34,17 @@ def train(
     threads: int | None = None,
     tensorboard: bool = False,
     profile: bool = False,
+    until: str | None = None,
     unsafe_no_sandbox: bool = False,
 ) -> RunResult:
     """Run a recipe (the name of a bundled one, or a TOML file) in the folder ``out``.
 
     ``out`` becomes a Hugging Face folder at the end. ``resume`` goes on with the run that is there.
     ``seed`` and ``threads`` take the place of the recipe's. ``profile`` writes where the time goes
-    to ``out/profile``. ``unsafe_no_sandbox`` grades the problems of reasoning-gym, GSM8K and MATH
-    without isolation. Raises UserError for a mistake in the recipe or the folder, ModelError where
-    training cannot go on; the state is saved then.
+    to ``out/profile``. ``until`` lets the run rest, saved, after that stage.
+    ``unsafe_no_sandbox`` grades the problems of reasoning-gym, GSM8K and MATH without isolation.
+    Raises UserError for a mistake in the recipe or the folder, ModelError where training cannot go
+    on; the state is saved then.
     """
     let_threads_sleep()
     try:
@@ -63,5 +65,6 @@ def train(
             monitor=monitor,
             tensorboard=tensorboard,
             profile=profile,
+            until=until,
             adapters=adapters,
         )

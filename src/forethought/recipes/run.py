@@ -22,13 +22,14 @@ import forethought
 from forethought.checkpoints.folder import JSON
 from forethought.checkpoints.save_folder import save_folder
 from forethought.engines.machine import cores
-from forethought.errors import ModelError
+from forethought.errors import ModelError, UserError
 from forethought.evaluation.held_out import evaluate, film_frames
 from forethought.problems.adapters.adapters import Adapters
 from forethought.recipes.canonical import flat_values
 from forethought.recipes.follower import FollowedFolder, Follower
 from forethought.recipes.profile import NO_PROFILE, Profile, Profiler
 from forethought.recipes.reading import LoadedRecipe, open_adapters
+from forethought.recipes.recipe import Recipe, nearest_of
 from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
 from forethought.recipes.tensorboard import Board, NoBoard, open_board
@@ -59,10 +60,12 @@ def train(
     monitor: Monitor | None = None,
     tensorboard: bool = False,
     profile: bool = False,
+    until: str | None = None,
     adapters: Adapters | None = None,
 ) -> RunResult:
     """Run a recipe in the folder ``out``, or go on with the run that is there.
 
+    ``until``: the label of the stage after which the run rests, to be resumed; None: it ends.
     ``profile`` writes where the time goes to a folder in it (`recipes.profile`).
     ``adapters`` find and grade other makers' problems; by default they are opened for the run, with
     a sandbox. Raises UserError for a folder that holds another run, or nothing to resume;
@@ -77,9 +80,11 @@ def train(
                 monitor=monitor,
                 tensorboard=tensorboard,
                 profile=profile,
+                until=until,
                 adapters=own,
             )
     monitor = monitor or Silent()
+    check_until(recipe.recipe, until)
     with joined(recipe.recipe.device) as ranks:
         threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
         isolated = adapters.isolated if recipe.adapted else None
@@ -89,7 +94,8 @@ def train(
             ranks.wait()  # What the first writes at the start is there then.
             followed = FollowedFolder(out, recipe.recipe.keep_states)
             follower = Follower(monitor)
-            return _Run(recipe, followed, follower, NoBoard(), adapters, NO_PROFILE, ranks).run()
+            run = _Run(recipe, followed, follower, NoBoard(), adapters, NO_PROFILE, ranks)
+            return run.run(until)
         keep = recipe.recipe.keep_states
         if resume:
             folder = RunFolder.resume(out, identity, keep=keep)
@@ -100,9 +106,19 @@ def train(
             try:
                 run = _Run(recipe, folder, monitor, board, adapters, profiler, ranks)
                 ranks.wait()
-                return run.run()
+                return run.run(until)
             finally:
                 profiler.finish()
+
+
+def check_until(recipe: Recipe, until: str | None) -> None:
+    """Raises UserError unless ``until`` is None or the label of a stage."""
+    labels = _labels(recipe.stages)
+    if until is not None and until not in labels:
+        raise UserError(
+            f"--until {until}: the recipe {recipe.name} has no such stage: "
+            f"{nearest_of(until, labels)}."
+        )
 
 
 def run_identity(
@@ -171,7 +187,7 @@ class _Run:
             self._load(saved.tensors(), saved.facts)
         profile.begin(self.recipe, self.shop.network, self.shop.tokenizer.size)
 
-    def run(self) -> RunResult:
+    def run(self, until: str | None = None) -> RunResult:
         while self.at < len(self.recipe.stages):
             config = self.recipe.stages[self.at]
             stage, optimizer = self.shop.stage(config)
@@ -186,7 +202,10 @@ class _Run:
             if not whole:
                 return RunResult(self.folder.path, False, self.summary)
             self._keep_checkpoint()
+            rests = self.labels[self.at] == until and self.at + 1 < len(self.labels)
             self.at += 1
+            if rests:
+                return RunResult(self.folder.path, False, self.summary)
         self._publish()
         self.folder.finish()
         return RunResult(self.folder.path, True, self.summary)

@@ -35,7 +35,7 @@ from forethought.training.lanes import Lanes
 from forethought.training.optimizer import MasterAdamW
 from forethought.training.policy import Policy
 from forethought.training.pretrain import Pretrainer
-from forethought.training.prompting import ZERO_TEMPLATE, Prompter
+from forethought.training.prompting import ZERO_TEMPLATE, Prompter, prompt_text
 from forethought.training.ranks import Ranks
 from forethought.training.rejection import RejectionSampler
 from forethought.training.sft import FineTuner
@@ -59,7 +59,9 @@ def tokenizer_of(loaded: LoadedRecipe, saved: Path) -> TrainedTokenizer:
     first = next(stage for stage in recipe.stages if isinstance(stage, PretrainConfig))
     with documents(corpus_spec(loaded, first.corpus), 0) as source:
         texts = [
-            document.text if document.question is None else f"{document.question}\n{document.text}"
+            document.text
+            if document.question is None
+            else f"{prompt_text(document.question, recipe.prompt)}\n{document.text}"
             for document in islice(source, recipe.tokenizer.documents)
         ]
     return train_tokenizer(texts, recipe.tokenizer.vocab_size)

@@ -82,15 +82,18 @@ class CorpusConfig(Frozen):
     """The documents that a base model meets. Shares are of documents; what they leave over are
     plain worked problems (question, worked thought, answer) without tags.
 
-    ``think``: in ``<think>`` form behind the recipe's prompt. ``terse``: question and answer only
-    (bare families are always so). The others are shares of the worked ones. ``wrong``: they arrive
-    at a wrong answer, ``slip`` of these because a step went wrong, the rest without any work.
-    ``given_up``, ``unfinished``: they do not arrive. ``mixed``: they change language on the way.
-    ``check``: they look back and verify, where the family knows how. ``hasty`` is a share of those
-    in ``<think>`` form: they think nothing and guess, which is right now and then.
+    ``think``: in ``<think>`` form behind the recipe's prompt. ``terse``: question and answer only.
+    Bare families are always so: nobody thinks about them; ``bare_think`` of their documents have
+    the ``<think>`` form around an empty thought, ``hasty`` of these with a guess. The others are
+    shares of the worked ones. ``wrong``: they arrive at a wrong answer, ``slip`` of these because
+    a step went wrong, the rest without any work. ``given_up``, ``unfinished``: they do not arrive.
+    ``mixed``: they change language on the way. ``check``: they look back and verify, where the
+    family knows how. ``hasty`` is a share of those in ``<think>`` form: they think nothing and
+    guess, which is right now and then.
     """
 
     think: Share = 0.25
+    bare_think: Share = 0.0
     hasty: Share = 0.0
     terse: Share = 0.1
     wrong: Share = 0.2

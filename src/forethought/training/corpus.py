@@ -123,15 +123,19 @@ class Corpus:
         family = self._families[problem.family]
         config = self._spec.config
         kind = rng.random()
+        if family.bare and kind < config.bare_think:
+            guessed = rng.random() < config.hasty
+            answer = family.guess(problem, rng) if guessed else problem.answer
+            return self._in_think_form(problem, [], answer)
         if family.bare or kind < config.terse:
             return self._terse(problem, rng)
         thinks = kind < config.terse + config.think
         if thinks and config.hasty and rng.random() < config.hasty:
             return self._in_think_form(problem, [], family.guess(problem, rng))
-        worked, answer, ended = self._worked(family, problem, rng)
+        worked, came_to, ended = self._worked(family, problem, rng)
         if thinks:
-            return self._in_think_form(problem, worked, answer)
-        return self._plain(problem, worked, answer, ended, rng)
+            return self._in_think_form(problem, worked, came_to)
+        return self._plain(problem, worked, came_to, ended, rng)
 
     def _terse(self, problem: Problem, rng: Random) -> Document:
         frame = rng.choice(_FRAMES[problem.language])

@@ -31,6 +31,12 @@ ZERO_TEMPLATE: Final = (
 """The same as a chat template, for asking: of the newest question alone, as in training."""
 
 
+def prompt_text(question: str, name: PromptName) -> str:
+    """The plain text that the model reads of a prompt: what a tokenizer should know the words of.
+    Table 1's words come before every question, 157 tokens where no merge knows them."""
+    return question if name == "chat" else R1_ZERO.replace("{question}", question)
+
+
 class Prompter:
     """Questions to token ids; the same ids when a run is asked later through its chat template."""
 

@@ -25,6 +25,7 @@ from forethought.problems.expression import (
     write,
     write_calculation,
 )
+from forethought.problems.families._sweep import sweep
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 
@@ -199,12 +200,16 @@ class CombiningFamily(Family):
     - ``direct``: the calculations of a right combination, then the whole of it.
     - ``check``: expressions are guessed (up to 2 wrong ones) and worked out until one is right.
 
+    With ``sweep`` a search leaves nothing out: see `_sweep`. Where it finds nothing (the numbers on
+    the way would be too large) the combination comes after it as in ``direct``.
+
     A slip makes the last calculation of a wrong combination come to the target: it is believed.
     """
 
     styles: ClassVar[tuple[str, ...]] = ("search", "direct", "check")
 
     tries: int = field(default=8, kw_only=True)
+    sweep: bool = field(default=False, kw_only=True)
 
     def validate(self) -> None:
         if not 0 <= self.tries <= 1000:
@@ -230,6 +235,8 @@ class CombiningFamily(Family):
     ) -> Worked:
         task = cast(Combination, problem.task)
         words = _WORDS[problem.language]
+        if style == "search" and self.sweep:
+            return _swept(task, problem.language, rng, slip)
         wrong_ones = {"search": self.tries, "check": _WRONG_GUESSES, "direct": 0}[style]
         tries = _tries(task, rng, rng.randrange(wrong_ones + 1), slip)
         found, _ = tries[-1]
@@ -252,6 +259,31 @@ class CombiningFamily(Family):
             steps.append(words.so.replace("{whole}", whole))
         target = str(task.target)
         return Worked(tuple(step.replace("{target}", target) for step in steps), whole)
+
+
+def _swept(task: Combination, language: Language, rng: Random, slip: float) -> Worked:
+    """The thought of a search that leaves nothing out. A slip breaks it off at a wrong
+    combination, which is believed."""
+    words = _WORDS[language]
+    found = sweep(task.numbers, task.target, task.operators, language)
+    lines, solution = found.lines, found.found or task.solution
+    if rng.random() < slip:
+        lines = lines[: rng.randrange(1, len(lines) + 1)]
+        if found.found is not None and len(lines) == len(found.lines):
+            lines = lines[:-1]
+        solution = cast(Operation, _wrong_combination(task, rng))
+    *inner, last = operations(solution)
+    said = [write_calculation(one) for one in inner]
+    said.append(write_calculation(last, task.target))
+    whole = write(solution)
+    opener = rng.choice(words.openers)
+    steps = (
+        opener,
+        *lines,
+        words.comma.join(said) + words.stop,
+        words.so.replace("{whole}", whole),
+    )
+    return Worked(tuple(step.replace("{target}", str(task.target)) for step in steps), whole)
 
 
 def _calculations(
