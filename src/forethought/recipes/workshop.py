@@ -32,7 +32,7 @@ from forethought.training.corpus import CorpusSpec, documents
 from forethought.training.grpo import GRPO
 from forethought.training.judging import Judge, Verifier, own_reward
 from forethought.training.lanes import Lanes
-from forethought.training.optimizer import MasterAdamW
+from forethought.training.optimizer import MasterAdamW, optimizer_of
 from forethought.training.policy import Policy
 from forethought.training.pretrain import Pretrainer
 from forethought.training.prompting import ZERO_TEMPLATE, Prompter, prompt_text
@@ -181,7 +181,7 @@ class Workshop:
 
     def stage(self, config: StageConfig) -> tuple[Stage, MasterAdamW]:
         """A stage at its beginning, and its optimiser, which its owner closes."""
-        optimizer = MasterAdamW(self.network.named_parameters(), config.optimizer)
+        optimizer = optimizer_of(self.network.named_parameters(), config.optimizer)
         return self._stage(config, optimizer), optimizer
 
     def _stage(self, config: StageConfig, optimizer: MasterAdamW) -> Stage:

@@ -27,12 +27,16 @@ class Frozen(BaseModel):
 
 
 class OptimizerConfig(Frozen):
-    """AdamW (arXiv:1711.05101), and a rate that warms up, stays, and decays (arXiv:2404.06395).
+    """AdamW (arXiv:1711.05101) or Muon, and a rate that warms up, stays, and decays
+    (arXiv:2404.06395).
 
+    ``kind``: "muon" moves the matrices along their orthogonalised ``momentum`` (`training.muon`)
+    and all else, as "adamw" everything, by AdamW.
     The rate rises over ``warmup_steps``, stays at ``learning_rate``, and falls linearly to
     ``final_ratio`` of it over the last ``decay_steps`` ("linear") or by a cosine ("cosine").
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: Positive
     warmup_steps: CountOrNone = 0
     decay_steps: CountOrNone = 0
@@ -41,6 +45,7 @@ class OptimizerConfig(Frozen):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: Positive = 1e-8
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     weight_decay: NotNegative = 0.0
     clip_norm: Positive = 1.0
 

@@ -94,8 +94,12 @@ class MasterAdamW:
         ]
         self._adam = self._make_adam()
 
+    def _adams(self) -> list[torch.Tensor]:
+        """The masters that AdamW moves."""
+        return list(self._masters.values())
+
     def _make_adam(self) -> _AdamW:
-        masters = list(self._masters.values())
+        masters = self._adams()
         groups: list[dict[str, Any]] = [
             {"params": [master for master in masters if master.dim() >= 2]},
             {"params": [master for master in masters if master.dim() < 2], "weight_decay": 0.0},
@@ -137,9 +141,7 @@ class MasterAdamW:
         # The 1e-6 is that of torch.nn.utils.clip_grad_norm_.
         factor = (self._config.clip_norm / (norm + 1e-6)).clamp(max=1.0) * grad_scale
         torch._foreach_mul_(gradients, factor)
-        for group in self._adam.param_groups:
-            group["lr"] = rate
-        self._adam.step()
+        self._move(rate, norm)
         if self._halves:
             with torch.no_grad():
                 torch._foreach_copy_(
@@ -147,6 +149,12 @@ class MasterAdamW:
                 )
         self.zero_grad()
         return norm
+
+    def _move(self, rate: float, norm: torch.Tensor) -> None:
+        """Move the masters by their clipped gradients, unless ``norm`` is not finite."""
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
 
     def sum_gradients(self, ranks: Ranks) -> None:
         """Add up the gradients of all ranks, in float32 where the parameters are bfloat16. What no
@@ -209,11 +217,16 @@ class MasterAdamW:
         """
         found: dict[str, torch.Tensor] = {}
         for name, master in self._masters.items():
-            for key, tensor in self._adam.state[master].items():
+            for key, tensor in self._moments_of(name).items():
                 found[f"{name}.{key}"] = tensor
             if name in self._halves:
                 found[f"{name}.master"] = master
         return found
+
+    def _moments_of(self, name: str) -> Mapping[str, torch.Tensor]:
+        """What the optimiser remembers of a parameter."""
+        moments: Mapping[str, torch.Tensor] = self._adam.state[self._masters[name]]
+        return moments
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state_tensors` gave, bit for bit; writes bfloat16 parameters as well.
@@ -247,6 +260,17 @@ class MasterAdamW:
             hook.remove()
         self._kept = False
         self.zero_grad()
+
+
+def optimizer_of(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> MasterAdamW:
+    """The optimiser that a stage asks for."""
+    if config.kind == "muon":
+        from forethought.training.muon import MasterMuon
+
+        return MasterMuon(parameters, config)
+    return MasterAdamW(parameters, config)
 
 
 def check_norm(norm: torch.Tensor) -> float:
