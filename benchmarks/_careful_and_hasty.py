@@ -30,6 +30,7 @@ from forethought.recipes.reading import LoadedRecipe, open_adapters, read_recipe
 from forethought.recipes.run import train
 from forethought.recipes.workshop import Workshop
 from forethought.training.config import RejectionConfig
+from forethought.training.judged_samples import pool_for
 
 PROBLEMS = 300
 SAMPLES = 4
@@ -50,7 +51,8 @@ def tell_apart(loaded: LoadedRecipe, model: Path, name: str) -> None:
         )
         problems = [stream[number] for number in range(PROBLEMS)]
         config = recipe.evaluation.model_copy(update={"samples": SAMPLES})
-        found = evaluate(shop.policy, shop.judge(), problems, config, rows=256)
+        with pool_for(shop.policy, shop.judge()) as pool:
+            found = evaluate(shop.policy, pool, problems, config, rows=256)
     figures = found.metrics
     print(
         f"[{name}] pass {figures['pass_at_1']:.3f} form {figures['reward_format']:.3f} "

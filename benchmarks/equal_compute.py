@@ -40,6 +40,7 @@ from forethought.training.config import (
     RejectionConfig,
     RLConfig,
 )
+from forethought.training.judged_samples import pool_for
 
 SAMPLES = 4
 """Of each held-out problem in the final evaluations."""
@@ -98,7 +99,8 @@ def verdicts(loaded: LoadedRecipe, model: Path) -> list[float]:
     with open_adapters() as adapters:
         shop = Workshop(there, model, adapters)
         config = recipe.evaluation.model_copy(update={"samples": SAMPLES})
-        return list(evaluate(shop.policy, shop.judge(), shop.held_out(), config, rows=256).correct)
+        with pool_for(shop.policy, shop.judge()) as pool:
+            return list(evaluate(shop.policy, pool, shop.held_out(), config, rows=256).correct)
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:

@@ -31,13 +31,14 @@ from forethought.training.config import (
     RLConfig,
 )
 from forethought.training.grpo import GRPO
+from forethought.training.judge_pool import JudgePool
+from forethought.training.judged_samples import judged_samples
 from forethought.training.judging import Judge, Judged, Reply
 from forethought.training.lanes import Lanes
 from forethought.training.losses import LossConfig
 from forethought.training.policy import Policy
 from forethought.training.prompting import Prompter
 from forethought.training.ranks import Ranks, joined
-from forethought.training.shared_rollout import judge_groups
 from forethought.training.supervised import Supervised
 from tiny_training import ShownDigit, tiny_dense, tiny_tokenizer, tiny_v3
 
@@ -142,7 +143,14 @@ def rollout(ranks: Ranks):
         record_experts=True, on_finished=lambda p, i, sample: heard.append((p, i)),
     )  # fmt: skip
     judge = Judge(TOKENIZER, {"shown_digit": ShownDigit()}, RewardConfig(), by_length)
-    judged = judge_groups(ranks, judge, problems, groups)
+    found = judged_samples(
+        policy, JudgePool(judge, 0), problems, 3, range(5),
+        SamplingParameters(temperature=1.0, top_p=1.0), 8, rows=4,
+    )  # fmt: skip
+    judged = found.judged
+    assert [[one.ids for one in group] for group in found.samples] == [
+        [one.ids for one in group] for group in groups
+    ]
     flat = [one for group in groups for one in group]
     tensors = {
         "logprobs": torch.cat([one.logprobs for one in flat]),

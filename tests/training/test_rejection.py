@@ -23,6 +23,9 @@ TOKENIZER = tiny_tokenizer()
 PROMPTER = Prompter(TOKENIZER, "chat")
 STREAM = ProblemStream([ShownDigit()], 2, levels={"shown_digit": (1,)})
 SEED, MAX_TOKENS = 9, 20
+GROUP = 12
+"""Samples of a problem: with so many every kind of reply comes, whatever a CPU's rounding made of
+the training (about 3 in 7 are right, 2 in 7 wrong, 2 in 7 right without the form)."""
 
 
 class OneDigit:
@@ -40,10 +43,14 @@ _TRAINED: dict[str, torch.Tensor] = {}
 
 
 def network() -> CausalLM:
-    """A network that has learnt the form: some replies are right, some of these lack the form."""
+    """A network that has learnt the form: some replies are right, some of these lack the form.
+
+    Both kinds are a good share of what it learns: how they are shared out in the end differs from
+    CPU to CPU, for so short a training at so high a rate carries rounding far.
+    """
     made = tiny_v3(TOKENIZER.padded_size)
     if not _TRAINED:
-        texts = [*(reply_text("x", digit) for digit in "012345"), "<answer>1</answer>"]
+        texts = [*(reply_text("x", digit) for digit in "01245"), *["<answer>1</answer>"] * 2]
         data = []
         for digit in "012":
             prompt = PROMPTER.ids(digit)
@@ -66,7 +73,7 @@ def network() -> CausalLM:
 
 
 def config(**options) -> RejectionConfig:
-    options = {"steps": 3, "rounds": 2, "problems": 6, "group_size": 6, "keep": 2, **options}
+    options = {"steps": 3, "rounds": 2, "problems": 6, "group_size": GROUP, "keep": 2, **options}
     return RejectionConfig(
         optimizer=OptimizerConfig(learning_rate=1e-3),
         batch_conversations=4,
@@ -87,7 +94,7 @@ def drawn(net: CausalLM, first: int) -> list[tuple[TokenSequence, Judged]]:
     problems = [STREAM[first + at] for at in range(6)]
     groups = policy.sample(
         problems,
-        6,
+        GROUP,
         [noise_seed(SEED, first + at) for at in range(6)],
         SamplingParameters(temperature=1.0, top_p=1.0),
         MAX_TOKENS,
@@ -102,8 +109,8 @@ def drawn(net: CausalLM, first: int) -> list[tuple[TokenSequence, Judged]]:
 
 def expected(found: list[tuple[TokenSequence, Judged]]) -> list[TokenSequence]:
     kept = []
-    for at in range(0, len(found), 6):
-        good = [s for s, one in found[at : at + 6] if one.accuracy and one.format]
+    for at in range(0, len(found), GROUP):
+        good = [s for s, one in found[at : at + GROUP] if one.accuracy and one.format]
         kept += good[:2]
     return kept
 
@@ -116,8 +123,8 @@ def test_what_is_right_and_well_formed_is_kept_so_many_of_each_problem():
     assert one._kept == expected(found)
     assert result.metrics["kept"] == len(one._kept)
     right = sum(judged.accuracy for _, judged in found)
-    assert result.metrics["reward_accuracy"] == pytest.approx(right / 36)
-    assert 0 < right < 36
+    assert result.metrics["reward_accuracy"] == pytest.approx(right / (6 * GROUP))
+    assert 0 < right < 6 * GROUP
     assert any(judged.accuracy and not judged.format for _, judged in found)
     # The limit was reached by a problem at least, and no truncated sample is learnt from.
     assert len(one._kept) < sum(judged.reward == 2 for _, judged in found)
@@ -169,7 +176,7 @@ def test_nothing_right_stops_and_changes_nothing():
     policy = Policy(net, TOKENIZER, PROMPTER)
     strict = Judge(TOKENIZER, {"shown_digit": Never()}, RewardConfig())
     one = RejectionSampler(policy, optimizer_of(net), config(), STREAM, strict, SEED)
-    with pytest.raises(TrainingStopped, match="none of 36 samples was right and well formed"):
+    with pytest.raises(TrainingStopped, match="none of 72 samples was right and well formed"):
         one.step()
     assert one.number == 0
     for name, tensor in net.state_dict().items():
@@ -177,5 +184,5 @@ def test_nothing_right_stops_and_changes_nothing():
 
 
 def test_more_kept_than_sampled_is_refused():
-    with pytest.raises(ValueError, match="keep 7 is more than the group_size 6"):
-        config(keep=7)
+    with pytest.raises(ValueError, match="keep 13 is more than the group_size 12"):
+        config(keep=13)

@@ -15,11 +15,12 @@ from forethought.engines.torch.rollout import RolloutSample
 from forethought.errors import ModelError
 from forethought.problems.problem import Problem
 from forethought.training.config import EvaluationConfig
-from forethought.training.judging import Judge, Judged
+from forethought.training.judge_pool import JudgePool
+from forethought.training.judged_samples import judged_samples
+from forethought.training.judging import Judged
 from forethought.training.monitor import FilmFrame, Number
 from forethought.training.policy import Policy
 from forethought.training.reflection import reflection_words
-from forethought.training.shared_rollout import judge_groups
 
 _SEED = 0x5EED
 
@@ -37,18 +38,21 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    judge: Judge,
+    pool: JudgePool,
     problems: Sequence[Problem],
     config: EvaluationConfig,
     *,
     rows: int,
 ) -> Evaluation:
-    """Sample and judge ``problems``; the same samples whenever the weights are the same.
+    """Sample and judge ``problems``; the same samples whenever the weights are the same, but for
+    rounding where ``rows`` differ.
 
     Raises ModelError where a verifier failed on every sample of a problem: then there is no figure.
     """
     sampling = SamplingParameters(temperature=config.temperature, top_p=config.top_p)
-    groups = policy.sample(
+    found = judged_samples(
+        policy,
+        pool,
         problems,
         config.samples,
         [_SEED + at for at in range(len(problems))],
@@ -56,8 +60,7 @@ def evaluate(
         config.max_tokens,
         rows=rows,
     )
-    with policy.phases.phase("verdicts", calls=len(problems) * config.samples):
-        judged = judge_groups(policy.lanes.ranks, judge, problems, groups)
+    groups, judged = found.samples, found.judged
     correct = [_share(problem, group) for problem, group in zip(problems, judged, strict=True)]
     flat = [one for group in judged for one in group]
     samples = [sample for group in groups for sample in group]
@@ -79,7 +82,7 @@ def evaluate(
         tuple(correct),
         tuple(tuple(group) for group in groups),
         tuple(tuple(group) for group in judged),
-        sum(len(sample.ids) for sample in samples),
+        found.tokens,
     )
 
 

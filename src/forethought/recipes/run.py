@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -34,7 +35,8 @@ from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
 from forethought.recipes.tensorboard import Board, NoBoard, open_board
 from forethought.recipes.workshop import Workshop
-from forethought.training.config import RLConfig
+from forethought.training.config import RejectionConfig, RLConfig
+from forethought.training.judged_samples import pool_for
 from forethought.training.monitor import Monitor, Number, Silent
 from forethought.training.ranks import Ranks, joined
 from forethought.training.run_files import CHECKPOINTS, TOKENIZER
@@ -177,6 +179,9 @@ class _Run:
         self.shop = Workshop(recipe, folder.path / TOKENIZER, adapters, profile.phases, ranks)
         self._keep_tokenizer()
         self.problems = self.shop.held_out()
+        self.rows = evaluation_rows(self.recipe, self.shop.network.device.type)
+        self.verdicts = pool_for(self.shop.policy, self.shop.judge())
+        """Of evaluations; RL's rewards are given by one of its own."""
         self.labels = _labels(self.recipe.stages)
         self.summary: dict[str, JSON] = {}
         self.at = 0
@@ -188,6 +193,11 @@ class _Run:
         profile.begin(self.recipe, self.shop.network, self.shop.tokenizer.size)
 
     def run(self, until: str | None = None) -> RunResult:
+        with self.verdicts:
+            self.verdicts.start()
+            return self._run(until)
+
+    def _run(self, until: str | None) -> RunResult:
         while self.at < len(self.recipe.stages):
             config = self.recipe.stages[self.at]
             stage, optimizer = self.shop.stage(config)
@@ -283,7 +293,7 @@ class _Run:
         started = time.perf_counter()
         config = self.recipe.evaluation
         with self.profile.evaluation(label):
-            found = evaluate(self.shop.policy, self.shop.judge(), self.problems, config, rows=_ROWS)
+            found = evaluate(self.shop.policy, self.verdicts, self.problems, config, rows=self.rows)
         frames = film_frames(found, self.shop.policy, self.problems, config.film, label, step)
         seconds = time.perf_counter() - started
         self._append(label, step, found.metrics)
@@ -388,8 +398,17 @@ class _Run:
         )
 
 
-_ROWS = 256
-"""Held-out samples computed side by side."""
+_ROWS: Final = 256
+_CUDA_ROWS: Final = 2048
+
+
+def evaluation_rows(recipe: Recipe, device: str) -> int:
+    """Held-out samples computed side by side. A GPU is full only with many: as many as the stages
+    that sample take there (what fits them fits), or 2048 where none does."""
+    if device != "cuda":
+        return _ROWS
+    sampling = [one.rows for one in recipe.stages if isinstance(one, RLConfig | RejectionConfig)]
+    return max([_ROWS, *sampling]) if sampling else _CUDA_ROWS
 
 
 def _labels(stages: tuple[StageConfig, ...]) -> list[str]:

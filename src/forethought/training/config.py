@@ -164,6 +164,8 @@ class RejectionConfig(StageConfig):
     temperature: Positive = 1.0
     rounds: Count = 1
     """Sampling and SFT in turn, this often; ``problems`` and ``steps`` are of each round."""
+    rows: Count = 256
+    """Samples computed side by side; results do not depend on it, but for rounding."""
     balance: BalanceConfig = BalanceConfig(loss_weight=0.0)
 
     @model_validator(mode="after")

@@ -18,12 +18,11 @@ from random import Random
 import torch
 
 from forethought.engines.protocol import SamplingParameters
-from forethought.engines.torch.rollout import RolloutSample
 from forethought.models.causal_lm import CausalLM
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import RLConfig
 from forethought.training.curriculum import Curriculum
-from forethought.training.judge_pool import JudgePool, judging_workers
+from forethought.training.judged_samples import judged_samples, pool_for
 from forethought.training.judging import Judge
 from forethought.training.losses import Normaliser
 from forethought.training.monitor import Number
@@ -32,7 +31,6 @@ from forethought.training.policy import Policy, noise_seed
 from forethought.training.policy_inputs import TrainedSample
 from forethought.training.policy_passes import PolicyPasses, Sums
 from forethought.training.rollouts import Group, groups_of, level_result, rollout_metrics
-from forethought.training.shared_rollout import gather_judged
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import ExpertBalance
 
@@ -58,8 +56,7 @@ class GRPO:
         self.steps, self.number = config.steps, 0
         self._policy, self._optimizer, self._config = policy, optimizer, config
         self._stream, self._seed = stream, seed
-        on_cuda = policy.network.device.type == "cuda"
-        self._verdicts = JudgePool(judge, judging_workers() if on_cuda else 0, policy.phases)
+        self._verdicts = pool_for(policy, judge)
         self._verdicts.start()
         self._curriculum = (
             None if config.curriculum is None else Curriculum(config.curriculum, stream.ladders)
@@ -143,19 +140,13 @@ class GRPO:
 
     def _sample_groups(self, count: int) -> list[Group]:
         config = self._config
-        started = time.perf_counter()
         first = self._next
         choose = None if self._curriculum is None else self._curriculum.level
         problems = [self._stream.problem(first + at, choose) for at in range(count)]
         self._next += count
-        # Samples are judged as they end, on other cores where there is a GPU to keep busy.
-        places: list[tuple[int, int]] = []
-
-        def finished(problem: int, index: int, sample: RolloutSample) -> None:
-            self._verdicts.submit(problems[problem], sample.ids)
-            places.append((problem, index))
-
-        samples = self._policy.sample(
+        found = judged_samples(
+            self._policy,
+            self._verdicts,
             problems,
             config.group_size,
             [noise_seed(self._seed, first + at) for at in range(count)],
@@ -163,16 +154,11 @@ class GRPO:
             config.max_tokens,
             rows=config.rows,
             record_experts=True,
-            on_finished=finished,
         )
-        sampled = time.perf_counter()
-        own = dict(zip(places, self._verdicts.results(), strict=True))
-        verdicts = gather_judged(self._policy.lanes.ranks, own)
-        judged = [[verdicts[p, i] for i in range(len(samples[p]))] for p in range(count)]
-        self._phases["sampling"] += sampled - started
-        self._phases["verdicts"] += time.perf_counter() - sampled
-        self._sampled += sum(len(sample.ids) for group in samples for sample in group)
-        return groups_of(problems, samples, judged, config.loss, config.max_tokens)
+        self._phases["sampling"] += found.sampling_seconds
+        self._phases["verdicts"] += found.verdict_seconds
+        self._sampled += found.tokens
+        return groups_of(problems, found.samples, found.judged, config.loss, config.max_tokens)
 
     def _climb(self, groups: Sequence[Group]) -> dict[str, Number]:
         """Tell the curriculum of a whole rollout; the newest levels that it was drawn from."""

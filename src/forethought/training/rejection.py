@@ -14,16 +14,14 @@ from forethought.engines.protocol import SamplingParameters
 from forethought.problems.stream import ProblemStream
 from forethought.training.batches import TokenSequence
 from forethought.training.config import RejectionConfig
+from forethought.training.judged_samples import judged_samples, pool_for
 from forethought.training.judging import Judge
 from forethought.training.monitor import Number
 from forethought.training.optimizer import MasterAdamW, learning_rate
 from forethought.training.policy import Policy, noise_seed
 from forethought.training.sft import shuffled_batch
-from forethought.training.shared_rollout import judge_groups
 from forethought.training.stage import Facts, StepResult, Tensors, TrainingStopped
 from forethought.training.supervised import Supervised
-
-_ROWS = 256
 
 
 class RejectionSampler:
@@ -44,7 +42,9 @@ class RejectionSampler:
     ) -> None:
         self.steps, self.number = config.steps * config.rounds, 0
         self._policy, self._optimizer, self._config = policy, optimizer, config
-        self._stream, self._judge, self._seed = stream, judge, seed
+        self._stream, self._seed = stream, seed
+        self._verdicts = pool_for(policy, judge)
+        self._verdicts.start()
         self._kept: list[TokenSequence] = []
         self._figures: dict[str, Number] = {}
         self._trainer = Supervised(
@@ -81,22 +81,21 @@ class RejectionSampler:
         config = self._config
         first = number * config.problems
         problems = [self._stream[first + at] for at in range(config.problems)]
-        groups = self._policy.sample(
+        found = judged_samples(
+            self._policy,
+            self._verdicts,
             problems,
             config.group_size,
             [noise_seed(self._seed, first + at) for at in range(config.problems)],
             SamplingParameters(temperature=config.temperature, top_p=1.0),
             config.max_tokens,
-            rows=_ROWS,
+            rows=config.rows,
         )
-        with self._policy.phases.phase("verdicts", calls=config.problems * config.group_size):
-            verdicts = judge_groups(self._policy.lanes.ranks, self._judge, problems, groups)
         kept: list[TokenSequence] = []
-        right = total = tokens = 0
-        for problem, group, judgements in zip(problems, groups, verdicts, strict=True):
+        right = total = 0
+        for problem, group, judgements in zip(problems, found.samples, found.judged, strict=True):
             good = []
             for sample, judged in zip(group, judgements, strict=True):
-                tokens += len(sample.ids)
                 total += 1
                 right += judged.verdict.correct
                 if judged.verdict.correct and judged.reply.well_formed:
@@ -109,7 +108,7 @@ class RejectionSampler:
             )
         self._kept = kept
         self._figures = {"reward_accuracy": right / total, "kept": len(kept)}
-        return tokens
+        return found.tokens
 
     def state(self) -> tuple[Tensors, Facts]:
         """The kept samples travel along as ids: they cannot be drawn again with later weights."""
@@ -141,7 +140,8 @@ class RejectionSampler:
             for ids, prompt in zip(parts, prompts, strict=True)
         ]
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self._verdicts.close()
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

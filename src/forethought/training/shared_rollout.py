@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from forethought.engines.torch.rollout import RolloutSample
-from forethought.problems.problem import Problem, Verdict
-from forethought.training.judging import Judge, Judged, Reply
+from forethought.problems.problem import Verdict
+from forethought.training.judging import Judged, Reply
 from forethought.training.ranks import Ranks
 
 Groups: TypeAlias = list[list[RolloutSample]]
@@ -119,22 +119,6 @@ def gather_judged(ranks: Ranks, own: Mapping[Place, Judged]) -> dict[Place, Judg
         for problem, index, fields in json.loads(part)
     }
     return {**own, **others}
-
-
-def judge_groups(
-    ranks: Ranks,
-    judge: Judge,
-    problems: Sequence[Problem],
-    groups: Sequence[Sequence[RolloutSample]],
-) -> list[list[Judged]]:
-    """The verdicts on all samples; each rank judges those of its own problems."""
-    own = {
-        (at, index): judge.judge(problems[at], sample.ids)
-        for at in ranks.own(len(problems))
-        for index, sample in enumerate(groups[at])
-    }
-    found = gather_judged(ranks, own)
-    return [[found[at, index] for index in range(len(group))] for at, group in enumerate(groups)]
 
 
 def _as_json(judged: Judged) -> list[Any]:
