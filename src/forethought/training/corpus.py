@@ -25,7 +25,8 @@ from forethought.problems.registry import Setting
 from forethought.problems.registry import families as families_by_name
 from forethought.problems.stream import ProblemStream
 from forethought.training.config import CorpusConfig
-from forethought.training.prompting import Prompter, reply_text
+from forethought.training.fast_encode import WordCache
+from forethought.training.prompting import Encode, Prompter, reply_text
 from forethought.training.side_process import SideProcess, available, packed
 from forethought.training.tokenizer import TrainedTokenizer
 
@@ -58,14 +59,18 @@ class Document:
     question: str | None = None
     ended: bool = True
 
-    def ids(self, tokenizer: TrainedTokenizer, prompter: Prompter) -> tuple[int, ...]:
-        """As tokens: BOS, the prompt of its question if it has one, the text, EOS if it ends."""
+    def ids(
+        self, tokenizer: TrainedTokenizer, prompter: Prompter, encode: Encode | None = None
+    ) -> tuple[int, ...]:
+        """As tokens: BOS, the prompt of its question if it has one, the text, EOS if it ends.
+        ``encode``: another way to the ids that the tokenizer gives."""
+        encode = encode or tokenizer.tokenizer.encode
         if self.question is None:
             before: tuple[int, ...] = (tokenizer.bos_id,)
-            body = tokenizer.tokenizer.encode(self.text, parse_special=False)
+            body = encode(self.text, parse_special=False)
         else:
             before = prompter.ids(self.question)
-            body = tokenizer.tokenizer.encode(self.text, parse_special=True)
+            body = encode(self.text, parse_special=True)
         return (*before, *body, *((tokenizer.eos_id,) if self.ended else ()))
 
 
@@ -280,13 +285,20 @@ class _Documents:
         return [self._corpus[number] for number in numbers]
 
 
-@dataclass(frozen=True, slots=True)
 class _Encoded:
-    """Makes documents by their numbers, as token ids."""
+    """Makes documents by their numbers, as token ids; its copies do too."""
 
-    make: _Documents
-    tokenizer: TrainedTokenizer
-    prompter: Prompter
+    def __init__(self, make: _Documents, tokenizer: TrainedTokenizer, prompter: Prompter) -> None:
+        self._make, self._tokenizer, self._prompter = make, tokenizer, prompter
+        self._encode: Encode | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_encode": None}
 
     def __call__(self, numbers: range) -> list[tuple[int, ...]]:
-        return [one.ids(self.tokenizer, self.prompter) for one in self.make(numbers)]
+        if self._encode is None:
+            self._encode = WordCache(self._tokenizer).encode
+            self._prompter = self._prompter.encoding_by(self._tokenizer, self._encode)
+        return [
+            one.ids(self._tokenizer, self._prompter, self._encode) for one in self._make(numbers)
+        ]

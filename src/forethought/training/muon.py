@@ -41,8 +41,9 @@ def orthogonalised(matrices_BMN: torch.Tensor) -> torch.Tensor:
     x = x / (x.square().sum(dim=(-2, -1), keepdim=True).sqrt() + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * (square @ square)) @ x
+        square = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x if wide else x.mT
 
 
