@@ -17,6 +17,7 @@ as many of RL.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -43,7 +44,7 @@ from _nano import (
 )
 from forethought.checkpoints.network_config import DeepseekConfig
 from forethought.checkpoints.network_tensors import count_parameters
-from forethought.errors import ForethoughtError
+from forethought.errors import ForethoughtError, UserError
 from forethought.evaluation.held_out import evaluate
 from forethought.problems.adapters.adapters import Adapters
 from forethought.problems.problem import Problem
@@ -184,14 +185,20 @@ class Ablations:
         self.clock = Clock(arguments.seconds_limit)
         out: Path = arguments.out
         self.found: Figures = json.loads(out.read_text()) if out.is_file() else {"arms": {}}
-        self.found |= {
-            "benchmark": "nano_ablations",
-            "machine": machine(),
+        same = {
             "seconds": arguments.seconds,
             "problems": len(self.problems),
             "samples": arguments.samples,
-            "missing": [],
         }
+        for key, value in same.items():
+            if self.found.get(key, value) != value:
+                raise UserError(
+                    f"{out} has arms with {key} {self.found[key]}, and {value} is asked for now: "
+                    "name another --out."
+                )
+        self.found |= {
+            "benchmark": "nano_ablations", "machine": machine(), **same, "missing": []
+        }  # fmt: skip
 
     def run(self, names: Sequence[str]) -> None:
         if any(name not in DENSE for name in names):
@@ -219,6 +226,7 @@ class Ablations:
                 figures = {"failed": str(error)}
             self.found["arms"][name] = {**figures, "whole": time.perf_counter() - began}
             print(f"  {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+            gc.collect()  # Graphs and caches of this arm's samplers.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         write_json(self.arguments.out, self.found)
@@ -378,7 +386,7 @@ def report(found: Figures) -> Figures:
         compact[name] = [round(one["pass_at_1"], 4), round(one["stderr"], 4)]
         if "base" in one:
             print(f"  {one['parameters']:,} parameters, {one['active_parameters']:,} active; "
-                  f"{one['pretrain_steps']} steps of pretraining in {one['pretrain_seconds']:.0f} s: "
+                  f"{one['pretrain_steps']} steps of pretraining, {one['pretrain_seconds']:.0f} s: "
                   f"{one['base']['pass_at_1']:.3f}")  # fmt: skip
     if found["missing"]:
         print("missing: " + "; ".join(found["missing"])[:600])
@@ -418,7 +426,10 @@ def main() -> None:
     if not (arguments.run / "recipe.toml").is_file():
         parser.error(f"{arguments.run} holds no run")
     with open_adapters() as adapters:
-        work = Ablations(arguments, adapters)
+        try:
+            work = Ablations(arguments, adapters)
+        except UserError as error:
+            parser.error(str(error))
         work.run(names)
     save("nano_ablations", arguments.out, {"arms": report(work.found)}, keep=arguments.save)
 

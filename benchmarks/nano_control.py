@@ -6,8 +6,9 @@
 - ``rejection``: one round of rejection sampling, half of the seconds for samples of the base, the
   other half for fine-tuning on what was right and well formed.
 
-S are RL's own seconds in RUN's timings unless given. Steps and samples are those that RUN's own
-timings say fit, so that the rate can decay in time; what an arm really took is reported.
+S are RL's own seconds in RUN's timings unless given. Steps are as many as RUN's own timings say
+fit, so that the rate can decay in time, and samples as many as a short trial of the base says;
+what an arm really took is reported.
 Evaluations and the making of states are not counted. Each arm is a model folder DIR/ARM that
 nano_figures.py reads; one that is there already is kept. DIR/control.json is written after each.
 """
@@ -18,13 +19,16 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _nano import machine, on_device, save, write_json
-from equal_compute import SAMPLING_SHARE, arm, sampling_rate, seconds_of
-from forethought.errors import ForethoughtError
-from forethought.recipes.reading import LoadedRecipe, read_recipe
+from _nano import machine, on_device, save, workshop, write_json
+from equal_compute import SAMPLING_SHARE, arm, seconds_of
+from forethought.engines.protocol import SamplingParameters
+from forethought.errors import ForethoughtError, ModelError
+from forethought.problems.adapters.adapters import Adapters
+from forethought.recipes.reading import LoadedRecipe, open_adapters, read_recipe
 from forethought.recipes.run import train
 from forethought.training.config import (
     OptimizerConfig,
@@ -32,12 +36,15 @@ from forethought.training.config import (
     RejectionConfig,
     RLConfig,
 )
+from forethought.training.judged_samples import judged_samples, pool_for
+from forethought.training.policy import noise_seed
 
 ARMS = ("pretrain", "rejection")
 BASE = Path("checkpoints") / "1-pretrain"
-CONVERSATION_TOKENS = 256
-"""About the length of a kept sample with its prompt: as many go into a step of fine-tuning as fill
-a step of pretraining."""
+PURPOSE = 77
+"""Number of the stream of problems on which the base's pace is measured; no stage has it."""
+MEASURED_BATCHES = 4
+"""Samples of the measurement, in times of those side by side."""
 QUIET = {"evaluate_every": 0, "save_every": 10**6}
 
 
@@ -51,16 +58,61 @@ def further(run: Path, loaded: LoadedRecipe, seconds: float) -> PretrainConfig:
     return pretrain.model_copy(update={**QUIET, "steps": steps, "optimizer": optimizer})
 
 
-def rejection(run: Path, loaded: LoadedRecipe, seconds: float, rate: float) -> RejectionConfig:
-    """One round of so many seconds; ``rate``: seconds of a sample."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How the base samples: samples a second, verdicts included, and tokens of a kept one with its
+    prompt."""
+
+    samples_per_second: float
+    kept_tokens: float
+
+
+def pace_of(loaded: LoadedRecipe, base: Path, adapters: Adapters) -> Pace:
+    """Measured, since RL's samples differ in length from the base's. The first pass captures and
+    compiles; the second is long enough for its ragged end to count little."""
+    shop, rl = workshop(loaded, base, adapters), _stage(loaded, RLConfig)
+    stream = shop.stream(PURPOSE)
+    with pool_for(shop.policy, shop.judge()) as pool:
+        first = 0
+        for batches in (1, MEASURED_BATCHES):
+            problems = [
+                stream[first + at] for at in range(max(1, batches * rl.rows // rl.group_size))
+            ]
+            first += len(problems)
+            found = judged_samples(
+                shop.policy,
+                pool,
+                problems,
+                rl.group_size,
+                [noise_seed(PURPOSE, first + at) for at in range(len(problems))],
+                SamplingParameters(temperature=1.0, top_p=1.0),
+                rl.max_tokens,
+                rows=rl.rows,
+            )
+    lengths = [
+        len(shop.policy.sequence(problem, sample).ids)
+        for problem, group, judged in zip(problems, found.samples, found.judged, strict=True)
+        for sample, one in zip(group, judged, strict=True)
+        if one.verdict.correct and one.reply.well_formed
+    ]
+    if not lengths:
+        raise ModelError("nothing that the base samples is right and well formed.")
+    taken = found.sampling_seconds + found.verdict_seconds
+    return Pace(len(problems) * rl.group_size / taken, sum(lengths) / len(lengths))
+
+
+def rejection(run: Path, loaded: LoadedRecipe, seconds: float, pace: Pace) -> RejectionConfig:
+    """One round of so many seconds. A step of fine-tuning has as many tokens as one of pretraining,
+    and is taken to last as long."""
     pretrain, rl = _stage(loaded, PretrainConfig), _stage(loaded, RLConfig)
     steps = max(1, round((1 - SAMPLING_SHARE) * seconds / _step(run, pretrain)))
+    samples = SAMPLING_SHARE * seconds * pace.samples_per_second
     return RejectionConfig(
         steps=steps,
-        problems=max(1, math.ceil(SAMPLING_SHARE * seconds / rate / rl.group_size)),
+        problems=max(1, math.ceil(samples / rl.group_size)),
         group_size=rl.group_size,
         keep=max(1, rl.group_size // 2),
-        batch_conversations=max(16, pretrain.batch_tokens // CONVERSATION_TOKENS),
+        batch_conversations=max(1, round(pretrain.batch_tokens / pace.kept_tokens)),
         max_tokens=rl.max_tokens,
         rows=rl.rows,
         micro_batch_tokens=pretrain.micro_batch_tokens,
@@ -113,9 +165,6 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, help="of each arm; RL's own unless given")
     parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument(
-        "--sample-rate", type=float, help="samples a second; the RL's own unless given"
-    )
     parser.add_argument("--device", help="instead of the recipe's")
     parser.add_argument("--save", action="store_true", help="keep what is printed in results/")
     arguments = parser.parse_args()
@@ -131,8 +180,6 @@ def main() -> None:
     seconds = arguments.seconds or sum(seconds_of(run, "rl"))
     if not seconds:
         parser.error(f"{run} has no RL whose seconds could be taken: give --seconds")
-    if arguments.sample_rate is None and not seconds_of(run, "rl") and "rejection" in names:
-        parser.error(f"{run} has no RL that tells how fast samples are: give --sample-rate")
     folder: Path = arguments.keep
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "control.json"
@@ -143,16 +190,17 @@ def main() -> None:
         if (out / "config.json").is_file():
             print(f"{name}: {out} is there already and is kept", file=sys.stderr)
         else:
-            if name == "pretrain":
-                stage: Any = further(run, loaded, seconds)
-                seed = loaded.recipe.seed + 1
-            else:
-                rate = 1 / arguments.sample_rate if arguments.sample_rate else sampling_rate(run)
-                stage, seed = rejection(run, loaded, seconds, rate), loaded.recipe.seed
             # What was left unfinished is not gone on with: seconds are counted in one go.
             if out.exists():
                 parser.error(f"{out} holds an unfinished arm: remove it first")
             try:
+                if name == "pretrain":
+                    stage: Any = further(run, loaded, seconds)
+                    seed = loaded.recipe.seed + 1
+                else:
+                    with open_adapters() as adapters:
+                        pace = pace_of(loaded, run / BASE, adapters)
+                    stage, seed = rejection(run, loaded, seconds, pace), loaded.recipe.seed
                 train(arm(loaded.recipe, run / BASE, stage, seed, folder), out)
             except ForethoughtError as error:  # The other arm is worth having all the same.
                 found["arms"][name] = {"failed": str(error)}

@@ -52,8 +52,8 @@ optimizer = { learning_rate = 1e-2, warmup_steps = 5, decay_steps = 60 }
 corpus = { think = 0.9, hasty = 1.0, terse = 0.0, max_document_tokens = 160 }
 [[stages]]
 kind = "rl"
-steps = 4
-problems_per_rollout = 4
+steps = 8
+problems_per_rollout = 16
 group_size = 4
 minibatches = 2
 max_tokens = 40
