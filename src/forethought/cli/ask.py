@@ -139,9 +139,9 @@ def ask(
     The thought streams on stderr and the answer goes to stdout, so a pipe gets the answer alone:
 
     \b
-      forethought ask "Are tomatoes fruits?"
-      forethought ask "Are tomatoes fruits?" | wc -w
-      cat report.txt | forethought ask "Summarise this report."
+      forethought ask "Use 19, 36, 55 and 7 to make 65."
+      forethought ask "Use 19, 36, 55 and 7 to make 65." | wc -w
+      cat report.txt | forethought ask -m deepseek-r1:7b "Summarise this report."
       forethought ask -m deepseek-r1:7b -n 4 --json "How many primes are below 100?"
 
     Ctrl-C stops within a token and keeps what came. Exit codes: 0 done, 1 the model or a server
@@ -185,12 +185,17 @@ def run(flags: dict[str, Value], asked: Asked) -> int:
     exact = settings.text("template") == "bare"
     question = read_question(asked.question, asked.file, exact=exact)
     loading = open_model(settings, lora=asked.lora, slots=asked.n, yes=asked.yes)
-    # imported while the weights load
+    # imported, and the question looked at, while the weights load
     import forethought.cli.display
     import forethought.cli.interrupt  # noqa: F401
+    from forethought.cli.outside import known_to, outside_note
 
+    name = settings.text("model") or ""
+    outside = None if asked.raw_prompt or not known_to(name) else outside_note(question, name)
     model = loading.wait()
     try:
+        if outside is not None:
+            _report(outside)
         if asked.raw_prompt:
             code = _print_prompt(model, question, ask_options(settings))
             model.close()

@@ -73,6 +73,12 @@ class ChatSession:
 
     def ask(self, question: str) -> Sample:
         """Put a question and keep the answer. What fails leaves the conversation as it was."""
+        if self.model.families:
+            from forethought.cli.outside import outside_note
+
+            outside = outside_note(question, self.model.name)
+            if outside is not None:
+                note(f"forethought: {outside}")
         user = Turn(Message("user", question))
         sample = self._generate([*self.messages(), user.message])
         self.turns.append(user)

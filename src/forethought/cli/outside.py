@@ -8,6 +8,19 @@ PULL: Final = "deepseek-r1:1.5b"
 """The model of the catalogue to pull instead: small enough for any laptop, and trained to think."""
 
 
+def known_to(name: str) -> tuple[str, ...]:
+    """The families that the model ``name`` knows and nothing else; none for a general model, and
+    where its card cannot be read, which loading it will say."""
+    from forethought.cli.on_disk import entry_of
+    from forethought.engines.persona import known_families
+    from forethought.errors import ForethoughtError
+
+    try:
+        return known_families(entry_of(name))
+    except ForethoughtError:
+        return ()
+
+
 def outside_note(question: str, model: str) -> str | None:
     """The line for stderr if ``question`` is none of the bundled families' problems, else None.
 
