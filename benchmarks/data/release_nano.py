@@ -5,8 +5,8 @@
 The GGUF is what `forethought models export RUN_FOLDER --quantize q8_0` writes, llama.cpp's own
 tokenizer compared first, under the name "nano". The card has its size and SHA-256, the shape, the
 recipe and commit that made it, and the figures: a JSON object of numbers or short texts by name
-(or of such objects), as `forethought models show nano` will print them, in this order. The same run and figures give the
-same bytes. Prints what to commit.
+(or of such objects), as `forethought models show nano` will print them, in this order. The same
+run and figures give the same bytes. Prints what to commit.
 """
 
 from __future__ import annotations
