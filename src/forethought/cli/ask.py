@@ -185,17 +185,12 @@ def run(flags: dict[str, Value], asked: Asked) -> int:
     exact = settings.text("template") == "bare"
     question = read_question(asked.question, asked.file, exact=exact)
     loading = open_model(settings, lora=asked.lora, slots=asked.n, yes=asked.yes)
-    # imported, and the question looked at, while the weights load
+    # imported while the weights load
     import forethought.cli.display
     import forethought.cli.interrupt  # noqa: F401
-    from forethought.cli.outside import known_to, outside_note
 
-    name = settings.text("model") or ""
-    outside = None if asked.raw_prompt or not known_to(name) else outside_note(question, name)
     model = loading.wait()
     try:
-        if outside is not None:
-            _report(outside)
         if asked.raw_prompt:
             code = _print_prompt(model, question, ask_options(settings))
             model.close()
@@ -402,7 +397,8 @@ def _answer(
         exact=settings.text("template") == "bare",
     )
     with StopOnInterrupt() as interrupt:
-        samples = _shown(display, interrupt.watch(model.engine.submit(request)))
+        handle = interrupt.watch(model.engine.submit(request))
+        samples = _shown(display, handle, model, question)
     if asked.as_json:
         _print_json(model, samples, request.prompt.ids, asked)
     else:
@@ -410,8 +406,11 @@ def _answer(
     return 130 if interrupt.happened else 0
 
 
-def _shown(display: Any, handle: Handle) -> list[Sample]:
+def _shown(display: Any, handle: Handle, model: Model, question: str) -> list[Sample]:
+    from forethought.cli.outside import note_outside
+
     try:
+        note_outside(model, question)
         samples: list[Sample] = display.show(handle.batches())
     except BaseException:
         # a closed pipe, above all: nobody reads on, so nothing more may be computed

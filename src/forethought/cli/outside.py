@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from forethought.engines.model import Model
 
 PULL: Final = "deepseek-r1:1.5b"
 """The model of the catalogue to pull instead: small enough for any laptop, and trained to think."""
 
 
-def known_to(name: str) -> tuple[str, ...]:
-    """The families that the model ``name`` knows and nothing else; none for a general model, and
-    where its card cannot be read, which loading it will say."""
-    from forethought.cli.on_disk import entry_of
-    from forethought.engines.persona import known_families
-    from forethought.errors import ForethoughtError
+def note_outside(model: Model, question: str) -> None:
+    """Say on stderr that a question is none of those that ``model`` knows, if it knows families alone.
 
-    try:
-        return known_families(entry_of(name))
-    except ForethoughtError:
-        return ()
+    Called when the question has been submitted: the prompt is read meanwhile.
+    """
+    if not model.families:
+        return
+    line = outside_note(question, model.name)
+    if line is not None:
+        from forethought.cli.terminal import note
+
+        note(f"forethought: {line}")
 
 
 def outside_note(question: str, model: str) -> str | None:
