@@ -12,9 +12,10 @@ PULL: Final = "deepseek-r1:1.5b"
 
 
 def note_outside(model: Model, question: str) -> None:
-    """Say on stderr that a question is none of those that ``model`` knows, if it knows families alone.
+    """Say on stderr that ``question`` is none of the problems that ``model`` knows.
 
-    Called when the question has been submitted: the prompt is read meanwhile.
+    Of a model that knows some families alone; of any other nothing is said. Called when the
+    question has been submitted: the prompt is read meanwhile.
     """
     if not model.families:
         return
