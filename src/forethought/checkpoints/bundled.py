@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias, cast
+from typing import Final, NamedTuple, TypeAlias, cast
 
 from forethought.checkpoints.catalogue import BundledSource, Entry
 from forethought.checkpoints.store import Installed
@@ -26,8 +25,7 @@ Figure: TypeAlias = int | float | str
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(NamedTuple):
     """What is known of a bundled model. `shape`: keys of Hugging Face's config.json; `commit`: of
     the source that trained it; `figures`: what it was measured to reach, by name; `families`: the
     problems that it knows; `size` in bytes and `sha256` (hex): of the GGUF."""
@@ -43,7 +41,7 @@ class Card:
     languages: tuple[str, ...]
     size: int
     sha256: str
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Figure]
 
 
 def source_of(entry: Entry) -> BundledSource | None:
