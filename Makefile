@@ -1,6 +1,6 @@
 # forethought: everything a person types after cloning. GNU make 3.81 or newer, bash or sh.
 #
-#   make ask                     ask a small real model a question, watch it think
+#   make ask                     ask the bundled model a question, watch it think
 #   make ask Q="What's 2+2?"     ask another
 #   make test                    the tests (make test-slow: the long ones)
 #   make check                   formatting, lint, types, who may import whom
@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-Q = Are tomatoes fruits?
+Q = Use 19, 36, 55 and 7 to make 65.
 
 # The question reaches the program through the environment: no quote, dollar or backslash in it is
 # read by make or by the shell.

@@ -1,11 +1,12 @@
 """Process start to first token: `forethought ask` beside bare xllamacpp, on the same question.
 
-    python benchmarks/first_token.py [--runs 10]
+    python benchmarks/first_token.py [--runs 10] [--model smollm2:135m|nano]
 
 Every run is a fresh process with the model in the page cache; the rows take turns, so that a change
 of the machine's speed hits all alike. The clock starts before the process does and stops when the
 first character of text arrives. Bare xllamacpp gets forethought's own rendered prompt, so that all
-rows compute the same tokens. Prints a table and ends with one JSON line.
+rows compute the same tokens. Prints a table and ends with one JSON line, of `first_token` for
+SmolLM2 and `first_token_nano` for nano.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import time
 
 from _machine import describe, save
 
-QUESTION = "Are tomatoes fruits?"
+QUESTIONS = {
+    "smollm2:135m": "Are tomatoes fruits?",
+    "nano": "Use 19, 36, 55 and 7 to make 65.",
+}
 
 BARE = """
 import sys, xllamacpp
@@ -59,43 +63,57 @@ def first_byte(command: list[str], skip: bytes = b"") -> float:
     return spent
 
 
+def measure(name: str, runs: int, threads: int) -> tuple[int, dict[str, list[float]]]:
+    """Tokens of the prompt, and for each way to ask ``name`` the seconds of its runs."""
+    import forethought as ft
+    from forethought.engines.llama_cpp import LlamaCppEngine
+
+    question = QUESTIONS[name]
+    with ft.load(name, threads=threads) as model:
+        assert isinstance(model.engine, LlamaCppEngine)
+        options = model.engine.server.options
+        prompt = model.prompt(question)
+    assert prompt.text is not None
+    assert prompt.ids is not None
+    bare = [sys.executable, "-c", BARE, str(options.path), prompt.text]
+    size = [str(options.cells), str(threads)]
+    ask = [sys.executable, "-m", "forethought", "ask", "-m", name, "--threads", str(threads)]
+    rows = {
+        "bare xllamacpp, its defaults": ([*bare, "defaults", *size], b""),
+        "bare xllamacpp, loaded once, no warm-up": ([*bare, "tuned", *size], b""),
+        "forethought ask": ([*ask, question], b"thinking:"),
+    }
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    for number in range(runs + 1):
+        for row, (command, skip) in rows.items():
+            spent = first_byte(command, skip)
+            if number:  # the first round warms the page cache
+                seconds[row].append(spent)
+    return len(prompt.ids), seconds
+
+
+def table(seconds: dict[str, list[float]]) -> None:
+    """Print a line for each way to ask."""
+    print(f"{'process start to first token':<42}{'median s':>9}{'min':>7}{'max':>7}")
+    for name, values in seconds.items():
+        print(f"{name:<42}{statistics.median(values):>9.2f}{min(values):>7.2f}{max(values):>7.2f}")
+
+
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    runs, threads = parser.parse_args().runs, parser.parse_args().threads
-    import forethought as ft
-    from forethought.engines.llama_cpp import LlamaCppEngine
-
-    with ft.load("smollm2:135m", threads=threads) as model:
-        assert isinstance(model.engine, LlamaCppEngine)
-        options = model.engine.server.options
-        prompt = model.prompt(QUESTION)
-    assert prompt.text is not None
-    assert prompt.ids is not None
-    bare = [sys.executable, "-c", BARE, str(options.path), prompt.text]
-    size = [str(options.cells), str(threads)]
-    ask = [sys.executable, "-m", "forethought", "ask", "--threads", str(threads), QUESTION]
-    rows = {
-        "bare xllamacpp, its defaults": ([*bare, "defaults", *size], b""),
-        "bare xllamacpp, loaded once, no warm-up": ([*bare, "tuned", *size], b""),
-        "forethought ask": (ask, b"thinking:"),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in range(runs + 1):
-        for name, (command, skip) in rows.items():
-            spent = first_byte(command, skip)
-            if number:  # the first round warms the page cache
-                seconds[name].append(spent)
-    print(f"{describe()}\nprompt {len(prompt.ids)} tokens, {threads} threads, {runs} runs each\n")
-    print(f"{'process start to first token':<42}{'median s':>9}{'min':>7}{'max':>7}")
-    for name, values in seconds.items():
-        print(f"{name:<42}{statistics.median(values):>9.2f}{min(values):>7.2f}{max(values):>7.2f}")
+    parser.add_argument("--model", choices=QUESTIONS, default="smollm2:135m")
+    chosen = parser.parse_args()
+    runs, threads = chosen.runs, chosen.threads
+    tokens, seconds = measure(chosen.model, runs, threads)
+    print(f"{describe()}\nprompt {tokens} tokens, {threads} threads, {runs} runs each\n")
+    table(seconds)
     save(
-        "first_token",
+        "first_token_nano" if chosen.model == "nano" else "first_token",
         {
-            "prompt_tokens": len(prompt.ids),
+            "prompt_tokens": tokens,
             "threads": threads,
             "runs": runs,
             "seconds": {name: [round(v, 3) for v in values] for name, values in seconds.items()},

@@ -1,10 +1,10 @@
-"""Draw docs/ask.svg: the terminal of a real run of ``forethought ask`` with the real model.
+"""Draw docs/ask.svg: the terminal of a real run of ``forethought ask`` with the bundled model.
 
     .venv/bin/python docs/make_picture.py [--seed N] [QUESTION]
 
 The program runs in a pseudo-terminal; what it wrote is drawn as it came, long lines broken where
 the terminal breaks them. Nothing is edited. One CPU thread is used, so that the text depends on
-the seed alone as far as it can. Needs the extra dev and smollm2:135m on disk.
+the seed alone as far as it can. The machine's own configuration is not read. Needs the extra dev.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pexpect
@@ -27,16 +28,24 @@ TARGET = Path(__file__).with_name("ask.svg")
 
 def run(arguments: list[str]) -> str:
     """What ``forethought`` writes to a terminal of :data:`COLUMNS` columns."""
-    child = pexpect.spawn(
-        sys.executable,
-        ["-m", "forethought", *arguments],
-        env={**os.environ, "TERM": "xterm-256color", "FORETHOUGHT_THREADS": "1"},
-        dimensions=(50, COLUMNS),
-        encoding="utf-8",
-        timeout=300,
-    )
-    child.expect(pexpect.EOF)
-    child.close()
+    kept = {name: value for name, value in os.environ.items() if "FORETHOUGHT_" not in name}
+    with tempfile.TemporaryDirectory() as home:
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "forethought", *arguments],
+            env=kept
+            | {
+                "TERM": "xterm-256color",
+                "FORETHOUGHT_THREADS": "1",
+                "FORETHOUGHT_HOME": home,
+            },
+            # a thought may be long, and what scrolls by is drawn all the same
+            dimensions=(200, COLUMNS),
+            encoding="utf-8",
+            timeout=300,
+        )
+        child.expect(pexpect.EOF)
+        child.close()
     if child.exitstatus != 0:
         raise SystemExit(f"forethought ended with {child.exitstatus}: {child.before}")
     text = str(child.before).replace("\r\n", "\n")
@@ -68,12 +77,13 @@ def draw(command: str, output: str) -> str:
 def main() -> None:
     """Run, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("question", nargs="?", default="Are tomatoes fruits?")
+    parser.add_argument("question", nargs="?", default="Use 19, 36, 55 and 7 to make 65.")
     parser.add_argument("--seed", type=int, default=4)
+    parser.add_argument("--target", type=Path, default=TARGET)
     chosen = parser.parse_args()
     output = run(["ask", chosen.question, "--seed", str(chosen.seed)])
     command = f'forethought ask "{chosen.question}" --seed {chosen.seed}'
-    TARGET.write_text(draw(command, output) + "\n", encoding="utf-8")
+    chosen.target.write_text(draw(command, output) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import pytest
 from forethought.engines.llama_cpp import LlamaCppEngine
 from forethought.engines.model import Model
 from forethought.errors import UserError
+from nano_stand_in import source_root
 
 REPOSITORY = Path(__file__).parents[1]
 SRC = REPOSITORY / "src"
@@ -143,7 +144,7 @@ def place(tmp_path: Path, _isolated_home: Path, smollm2_path: Path) -> dict[str,
     }
     return kept | {
         "PATH": f"{programs}{os.pathsep}{kept['PATH']}",
-        "PYTHONPATH": str(SRC),
+        "PYTHONPATH": str(source_root()),
         "FORETHOUGHT_HOME": str(home),
         "FORETHOUGHT_MODELS": str(smollm2_path.parents[1]),
         "FORETHOUGHT_OFFLINE": "1",

@@ -2,8 +2,8 @@
 
     import forethought as ft
 
-    model = ft.load("smollm2:135m")
-    reply = model.ask("Are tomatoes fruits?")
+    model = ft.load()  # nano, which comes along; or a name such as "deepseek-r1:1.5b"
+    reply = model.ask("Use 19, 36, 55 and 7 to make 65.")
     print(reply.thought, reply.answer, sep="\\n---\\n")
 
 Importing this package loads nothing heavy (PEP 562): each name is imported when first used.

@@ -12,8 +12,12 @@ from typing import Any
 
 import pytest
 
+from nano_stand_in import source_root
+
 PROGRAM = [sys.executable, "-m", "forethought"]
 SRC = Path(__file__).resolve().parents[2] / "src"
+GENERAL = "smollm2:135m"
+"""The model of tests that need one which answers anything."""
 QUESTION = "Are tomatoes fruits?"
 
 
@@ -29,7 +33,9 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         # two threads collapse on a machine that something else uses too
         "FORETHOUGHT_THREADS": "1",
         "FORETHOUGHT_HOME": str(home),
-        "PYTHONPATH": os.pathsep.join([str(SRC), kept.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "PYTHONPATH": os.pathsep.join([str(source_root()), kept.get("PYTHONPATH", "")]).rstrip(
+            os.pathsep
+        ),
         "LANG": "C.UTF-8",
         "TERM": "xterm-256color",
     }
@@ -66,12 +72,17 @@ def cli(home: Path) -> Cli:
     return run
 
 
+def local(path: Path) -> dict[str, str]:
+    """Variables with which the model at ``path``, smollm2:135m, is on disk and asked."""
+    return {"FORETHOUGHT_MODELS": str(path.parents[1]), "FORETHOUGHT_MODEL": GENERAL}
+
+
 @pytest.fixture
 def ask(cli: Cli, smollm2_path: Path) -> Cli:
-    """Run ``forethought ask`` with the real model."""
+    """Run ``forethought ask`` with a real general model."""
 
     def run(*args: str, **more: Any) -> subprocess.CompletedProcess[bytes]:
-        return cli("ask", *args, FORETHOUGHT_MODELS=str(smollm2_path.parents[1]), **more)
+        return cli("ask", *args, **(local(smollm2_path) | more))
 
     return run
 

@@ -14,15 +14,11 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from .conftest import PROGRAM, QUESTION, Cli, environment
+from .conftest import PROGRAM, QUESTION, Cli, environment, local
 
 SUMMARY = re.compile(
     r"thought (\d+) tokens? · answer (\d+) tokens? · [\d.]+ s · \d+ tokens/s · stopped: .+"
 )
-
-
-def local(path: Path) -> dict[str, str]:
-    return {"FORETHOUGHT_MODELS": str(path.parents[1])}
 
 
 def test_the_answer_is_on_stdout_and_the_thought_on_stderr(ask: Cli) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from .conftest import QUESTION, Cli, environment
+from .conftest import QUESTION, Cli, environment, local
 
 LONG = "Write a long story about a dragon."
 
@@ -30,8 +30,7 @@ def chat(home: Path, smollm2_path: Path) -> Iterator[Callable[..., pexpect.spawn
                 home,
                 PROMPT_TOOLKIT_NO_CPR="1",
                 NO_COLOR="1",
-                FORETHOUGHT_MODELS=str(smollm2_path.parents[1]),
-                **variables,
+                **(local(smollm2_path) | variables),
             ),
             encoding="utf-8",
             timeout=60,
@@ -56,8 +55,7 @@ def script(cli: Cli, smollm2_path: Path) -> Callable[..., tuple[int, str, str]]:
             "chat",
             *args,
             stdin="\n".join([*lines, ""]).encode(),
-            FORETHOUGHT_MODELS=str(smollm2_path.parents[1]),
-            **variables,
+            **(local(smollm2_path) | variables),
         )
         assert "Traceback" not in done.stderr.decode()
         return done.returncode, done.stdout.decode(), done.stderr.decode()

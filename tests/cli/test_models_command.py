@@ -42,7 +42,8 @@ def test_the_list_has_the_catalogue_and_what_is_on_disk(cli: Cli, stocked: Path)
     assert not rows["qwen3:0.6b"]["installed"]
     assert all(list(row)[:4] == list(here)[:4] for row in rows.values())
     text = cli("models", "list", "--installed", FORETHOUGHT_MODELS=str(stocked)).stdout.decode()
-    assert len(text.splitlines()) == 2
+    # the head, what comes with forethought, what is on disk
+    assert len(text.splitlines()) == 3
     assert "smollm2:135m" in text
     assert "\x1b" not in text
 
@@ -114,7 +115,9 @@ def test_doctor_reports_and_passes(cli: Cli) -> None:
     assert report["machine"]["cpu_cores"] >= 1
     assert report["machine"]["memory_bytes"] > 1 << 28
     assert report["machine"]["disk_free_bytes"] > 0
-    assert report["model"]["name"] == "smollm2:135m"
+    assert report["model"]["name"] == "nano"
+    assert report["model"]["source"] == "comes with forethought"
+    assert report["bundled"] == {"name": "nano", "ok": True, "note": ""}
     assert not report["offline"]
     assert json.loads(cli("doctor", "--json", FORETHOUGHT_OFFLINE="1").stdout)["offline"]
     assert "All is well." in cli("doctor").stdout.decode()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAM, QUESTION, Cli, environment
+from .conftest import PROGRAM, QUESTION, Cli, environment, local
 
 HEAVY = ("torch", "transformers", "ray", "numpy", "tokenizers", "httpx", "huggingface_hub")
 
@@ -93,14 +93,20 @@ def test_nothing_heavy_is_loaded(arguments: list[str], unwanted: list[str], home
     assert names.isdisjoint(unwanted), names & set(unwanted)
 
 
+LIGHT = {*HEAVY, "prompt_toolkit", "pydantic", "rich", "tomllib"}
+"""What asking a model on this disk does not load."""
+
+
 def test_asking_a_local_model_loads_nothing_of_the_network(home: Path, smollm2_path: Path) -> None:
-    code, names = loaded(
-        ["ask", QUESTION, "--max-tokens", "40"],
-        home,
-        FORETHOUGHT_MODELS=str(smollm2_path.parents[1]),
-    )
+    code, names = loaded(["ask", QUESTION, "--max-tokens", "40"], home, **local(smollm2_path))
     assert code == 0
-    unwanted = {*HEAVY, "prompt_toolkit", "pydantic", "rich", "tomllib"}
+    assert names.isdisjoint(LIGHT), names & LIGHT
+
+
+def test_asking_the_bundled_model_loads_neither_that_nor_templates(home: Path) -> None:
+    code, names = loaded(["ask", QUESTION, "--max-tokens", "40"], home)
+    assert code == 0
+    unwanted = LIGHT | {"jinja2"}
     assert names.isdisjoint(unwanted), names & unwanted
 
 
@@ -133,8 +139,7 @@ def test_the_whole_program_opens_no_connection(
     variables = {
         "PYTHONPATH": f"{folder}:{environment(home)['PYTHONPATH']}",
         "CONNECTION_LOG": str(log),
-        "FORETHOUGHT_MODELS": str(smollm2_path.parents[1]),
-    }
+    } | local(smollm2_path)
     probe = subprocess.run(
         [
             sys.executable,
@@ -154,6 +159,8 @@ def test_the_whole_program_opens_no_connection(
         ["models", "list", "--json"],
         ["models", "show", "smollm2:135m"],
         ["ask", QUESTION, "--max-tokens", "40", "--json"],
+        ["ask", QUESTION, "-m", "nano", "--max-tokens", "40", "--json"],
+        ["models", "show", "nano"],
     ):
         done = cli(*arguments, **variables)
         assert done.returncode == 0, done.stderr

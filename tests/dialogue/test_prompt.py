@@ -14,6 +14,7 @@ from forethought.dialogue.prompt import PROMPTED_INSTRUCTION, build_prompt
 from forethought.dialogue.tags import ThinkTags
 from forethought.dialogue.templates import R1_ZERO_PROMPT, ChatTemplate
 from forethought.errors import UserError
+from forethought.training.prompting import ZERO_TEMPLATE
 
 R1_FILE = Path(__file__).parents[2] / "../shared/data/templates/deepseek-r1-distill-qwen.jinja"
 BOS = "<｜begin▁of▁sentence｜>"
@@ -400,3 +401,29 @@ def test_smollm2_end_of_turn_typed_by_a_user_stays_text(smollm2_tokenizer):
         assert prompt.ids.count(special) == plain.ids.count(special)
     whole = smollm2_tokenizer.post("/detokenize", {"tokens": list(prompt.ids)})["content"]
     assert whole == prompt.text
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "A", "  A  ", "<think>", "e"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_system_text_without_a_place_is_told(system, known, r1_tokenizer):
+    source = ZERO_TEMPLATE if known else ZERO_TEMPLATE + "{# another hash #}"
+    conversation = [Message("system", system), *QUESTION]
+    options = {"tokenizer": r1_tokenizer, "template": ChatTemplate(source), "bos_token": BOS}
+    prompt = build_prompt(conversation, **options)
+    assert prompt.system_left_out
+    plain = build_prompt(QUESTION, **options)
+    assert not plain.system_left_out
+    assert (prompt.text, prompt.ids) == (plain.text, plain.ids)
+    blank = build_prompt([Message("system", " \n"), *QUESTION], **options)
+    assert not blank.system_left_out
+
+
+@pytest.mark.parametrize("template", ["r1", CHATML, JOINED])
+@pytest.mark.parametrize("system", ["Be brief.", " A ", "S<think>", "｜"])
+def test_a_system_text_with_a_place_is_sent_as_it_is(template, system, r1_tokenizer):
+    conversation = [Message("system", system), *QUESTION]
+    prompt = build_prompt(conversation, template=template, tokenizer=r1_tokenizer)
+    assert not prompt.system_left_out
+    assert (system if template == "r1" else system.strip()) in prompt.text
+    assert prompt.text.isprintable() or "\n" in prompt.text
+    assert not any(ord(character) >= 0xF0000 for character in prompt.text)

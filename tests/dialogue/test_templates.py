@@ -20,6 +20,7 @@ from forethought.dialogue.templates import (
     request_variables,
 )
 from forethought.errors import ModelError, UserError
+from forethought.training.prompting import ZERO_TEMPLATE
 
 R1_FILE = Path(__file__).parents[2] / "../shared/data/templates/deepseek-r1-distill-qwen.jinja"
 SMOLLM2 = (
@@ -43,7 +44,9 @@ conversations = st.lists(
 
 
 @pytest.mark.parametrize(
-    "source", [SMOLLM2, pytest.param("R1", marks=needs_r1)], ids=["smollm2", "r1"]
+    "source",
+    [SMOLLM2, ZERO_TEMPLATE, pytest.param("R1", marks=needs_r1)],
+    ids=["smollm2", "trained here with r1-zero", "r1"],
 )
 def test_known_templates_equal_their_source(source):
     if source == "R1":

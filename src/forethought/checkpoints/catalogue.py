@@ -66,7 +66,15 @@ class WheelSource:
     member_size: int
 
 
-Source = HubSource | WheelSource
+@dataclass(frozen=True)
+class BundledSource:
+    """A GGUF that comes with forethought, in `zoo`; its card is the JSON file beside it."""
+
+    file: str
+    quant: str
+
+
+Source = HubSource | WheelSource | BundledSource
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,8 @@ def _source(value: object) -> Source:
         return HubSource(
             repo=_text(record, "repo"), quant=_text(record, "quant"), cited=_text(record, "cited")
         )
+    if kind == "bundled":
+        return BundledSource(file=_text(record, "file"), quant=_text(record, "quant"))
     if kind != "wheel":
         raise ValueError(f"unknown kind of source {kind!r}")
     return WheelSource(

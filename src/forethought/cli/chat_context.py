@@ -25,7 +25,7 @@ def describe(session: ChatSession) -> str:
     system = options.get("system")
     if system:
         rows.append(["system", _count(session, system), "-", _begin(system)])
-    dropped = 0
+    dropped = unsent = 0
     for message in messages:
         thought = "-"
         if message.thought:
@@ -33,6 +33,7 @@ def describe(session: ChatSession) -> str:
             sent = prompt.text is not None and message.thought.strip() in prompt.text
             thought = f"{count} {'sent' if sent else 'dropped'}"
             dropped += not sent
+        unsent += prompt.text is not None and message.content.strip() not in prompt.text
         rows.append(
             [message.role, _count(session, message.content), thought, _begin(message.content)]
         )
@@ -50,6 +51,9 @@ def describe(session: ChatSession) -> str:
     if dropped:
         noun = "thought of an earlier turn is" if dropped == 1 else "thoughts of earlier turns are"
         text += f"{dropped} {noun} not sent back.\n"
+    if unsent:
+        noun = "message is" if unsent == 1 else "messages are"
+        text += f"{unsent} earlier {noun} not sent: the template has no place for them.\n"
     if prompt.text is not None:
         text += f"Exactly this is sent:\n{prompt.text}\n"
     return text

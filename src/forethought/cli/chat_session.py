@@ -74,7 +74,7 @@ class ChatSession:
     def ask(self, question: str) -> Sample:
         """Put a question and keep the answer. What fails leaves the conversation as it was."""
         user = Turn(Message("user", question))
-        sample = self._generate([*self.messages(), user.message])
+        sample = self._generate([*self.messages(), user.message], question=question)
         self.turns.append(user)
         self._keep(sample)
         return sample
@@ -183,6 +183,7 @@ class ChatSession:
         max_tokens: int | None = None,
         prefix_ids: Sequence[int] | None = None,
         opening: str | None = None,
+        question: str | None = None,
     ) -> Sample:
         options = self.options.copy()
         if seed is None and self.seed is not None:
@@ -197,6 +198,7 @@ class ChatSession:
         if opening is not None:
             options["continue_thought"] = opening
         from forethought.cli.display import Display, summary
+        from forethought.cli.outside import note_outside
 
         request = self.model.request(list(messages), **options)
         # a server has no way to be told
@@ -212,6 +214,8 @@ class ChatSession:
             handle = interrupt.watch(self.model.engine.submit(request))
             self.generations += 1
             try:
+                if question is not None:
+                    note_outside(self.model, question)
                 with _watcher(handle) if can_answer_now else nullcontext():
                     samples = display.show(handle.batches())
             except BaseException:

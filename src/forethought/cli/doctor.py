@@ -1,6 +1,7 @@
 """``forethought doctor``: what is installed, what the machine has, and what is too old.
 
-It opens no connection and loads no model. A floor is a version below which a known hole or a
+It opens no connection and loads no model; the file of the one that comes with forethought is
+read and its hash compared. A floor is a version below which a known hole or a
 missing function makes forethought unsafe or wrong; the table says which.
 """
 
@@ -57,9 +58,10 @@ SQLITE_FLOOR = "3.51.3"
 
 
 def doctor(as_json: options.AsJson = False) -> Callable[[], int]:
-    """Check this installation: versions, machine, default model. Exit code 1 if one is too old.
+    """Check this installation: versions, machine, default model.
 
-    Nothing is sent anywhere and no model is loaded.
+    Exit code 1 where something is too old or damaged. Nothing is sent anywhere, and no model is
+    loaded.
     """
     return lambda: run(as_json=as_json)
 
@@ -79,14 +81,16 @@ def run(*, as_json: bool) -> int:
 def examine(settings: Settings) -> dict[str, Any]:
     """The whole report as plain data."""
     checks = [_python(), *(_distribution(floor) for floor in FLOORS), _sqlite()]
+    bundled = _bundled()
     return {
-        "ok": all(check["ok"] for check in checks),
+        "ok": all(check["ok"] for check in [*checks, bundled]),
         "forethought": _own_version(),
         "versions": checks,
         "llama_cpp": _llama_cpp_build(),
         "sandbox": _sandbox(),
         "machine": _machine(),
         "model": _default_model(settings),
+        "bundled": bundled,
         "offline": settings.switch("offline"),
         "warnings": unknown_variables(os.environ),
     }
@@ -233,6 +237,20 @@ def _default_model(settings: Settings) -> dict[str, Any]:
     return where_is(settings.text("model") or "")
 
 
+def _bundled() -> dict[str, Any]:
+    """Whether the model that comes with forethought is whole."""
+    from forethought.checkpoints import bundled
+    from forethought.checkpoints.catalogue import find
+    from forethought.cli.settings import DEFAULT_MODEL
+    from forethought.errors import ForethoughtError
+
+    try:
+        bundled.verify(find(DEFAULT_MODEL))
+    except ForethoughtError as error:
+        return {"name": DEFAULT_MODEL, "ok": False, "note": str(error)}
+    return {"name": DEFAULT_MODEL, "ok": True, "note": ""}
+
+
 def _as_text(report: dict[str, Any]) -> str:
     from forethought.cli.terminal import columns, size
 
@@ -253,11 +271,21 @@ def _as_text(report: dict[str, Any]) -> str:
             ["llama.cpp", report["llama_cpp"] or "does not load"],
             ["sandbox", "isolates" if report["sandbox"]["isolates"] else "none"],
             ["model", f"{model['name']}: {model['path'] or model['note']}"],
+            [
+                "bundled",
+                f"{report['bundled']['name']}: whole" if report["bundled"]["ok"] else "DAMAGED",
+            ],
             ["offline", "yes" if report["offline"] else "no"],
         ]
     )
     if report["sandbox"]["note"]:
         text += f"sandbox: {report['sandbox']['note']}\n"
+    if report["bundled"]["note"]:
+        text += f"bundled: {report['bundled']['note']}\n"
     for warning in report["warnings"]:
         text += f"warning: {warning}\n"
-    return text + ("\nAll is well.\n" if report["ok"] else "\nSomething has to be upgraded.\n")
+    return text + (
+        "\nAll is well.\n"
+        if report["ok"]
+        else "\nSomething has to be upgraded or installed again.\n"
+    )

@@ -31,7 +31,7 @@ PIPE_CLOSED = 141
 _ABOUT = """Ask a reasoning model on your own machine, and watch it think.
 
 \b
-  forethought ask "Are tomatoes fruits?"     the thought on stderr, the answer on stdout
+  forethought ask "What is 17 + 4 * 3?"      the thought on stderr, the answer on stdout
   forethought chat                           a conversation, with history and commands
   forethought models list                    what there is, and what is on disk
   forethought train RECIPE --out DIR         train a model that thinks, from nothing

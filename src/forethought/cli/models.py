@@ -26,6 +26,8 @@ from forethought.cli.usage import PlainCommand, PlainGroup
 from forethought.errors import ForethoughtError, UserError
 
 if TYPE_CHECKING:
+    from forethought.checkpoints.bundled import Card
+    from forethought.checkpoints.catalogue import Entry
     from forethought.checkpoints.store import Installed
 
 DEFAULT_CONTEXT = 4096
@@ -180,6 +182,7 @@ def _print_json(value: object) -> None:
 
 
 def _list(ctx: int | None, *, only_installed: bool, as_json: bool) -> int:
+    from forethought.checkpoints import bundled
     from forethought.checkpoints.catalogue import catalogue
     from forethought.checkpoints.store import list_installed
 
@@ -189,6 +192,9 @@ def _list(ctx: int | None, *, only_installed: bool, as_json: bool) -> int:
     rows = []
     known: set[Path] = set()
     for entry in catalogue().entries:
+        if bundled.source_of(entry) is not None:
+            rows.append(_bundled_row(entry, context))
+            continue
         copies = [item for item in on_disk if item.name == entry.name]
         known.update(item.path for item in copies)
         if copies:
@@ -223,7 +229,7 @@ def _blank_row(name: str) -> dict[str, Any]:
     }
 
 
-def _entry_row(entry: Any) -> dict[str, Any]:
+def _entry_row(entry: Entry) -> dict[str, Any]:
     from dataclasses import asdict
 
     row = _blank_row(entry.name)
@@ -235,6 +241,18 @@ def _entry_row(entry: Any) -> dict[str, Any]:
         "sources": [asdict(source) for source in entry.sources],
     }
     return row
+
+
+def _bundled_row(entry: Entry, context: int) -> dict[str, Any]:
+    from forethought.checkpoints import bundled
+
+    row = _entry_row(entry)
+    try:
+        found = bundled.find(entry)
+    except ForethoughtError as error:
+        return row | {"installed": True, "problem": str(error)}
+    assert found is not None
+    return row | _disk_row(found, context)
 
 
 def _disk_row(item: Installed, context: int) -> dict[str, Any]:
@@ -335,15 +353,25 @@ def _draw_table(head: list[str], cells: list[list[str]]) -> None:
 
 _HIDDEN = ("size_bytes", "memory_bytes", "memory_dtype", "context")
 """What other lines of the table say better."""
+_TABLES = ("shape", "figures")
+"""What takes a line for each of its entries."""
 
 
 def _show(name: str, ctx: int | None, *, params: bool, as_json: bool) -> int:
-    from forethought.cli.on_disk import where_is
+    from forethought.checkpoints import bundled
+    from forethought.cli.on_disk import entry_of, where_is
 
     _prepare()
     context = _context(ctx)
+    entry = entry_of(name)
+    card = None
+    if entry is not None:
+        bundled.verify(entry)
+        card = bundled.card_of(entry)
     place = where_is(name)
     row = _described(name, place)
+    if card is not None and not params:
+        row |= _card_row(card)
     if params:
         from forethought.cli.network import show_params
 
@@ -366,13 +394,31 @@ def _show(name: str, ctx: int | None, *, params: bool, as_json: bool) -> int:
         kind = f" as {row['memory_dtype']}" if "memory_dtype" in row else ""
         row["memory"] = f"{size(row['memory_bytes'])}{kind} at a context of {context} tokens"
         row["size"] = size(row["size_bytes"])
-    lines = [
-        [key.replace("_", " "), _shown(value)]
-        for key, value in row.items()
-        if value not in (None, [], "") and key not in _HIDDEN
-    ]
+    lines = []
+    for key, value in row.items():
+        if value in (None, [], "") or key in _HIDDEN:
+            continue
+        if key in _TABLES:
+            lines += [[f"{key}: {name}", _shown(one)] for name, one in value.items()]
+        else:
+            lines.append([key.replace("_", " "), _shown(value)])
     show_text(columns(lines))
     return 0
+
+
+def _card_row(card: Card) -> dict[str, Any]:
+    """What made a bundled model and what it reached; its file has been read and is whole."""
+    return {
+        "verified": True,
+        "shape": dict(card.shape),
+        "recipe": card.recipe,
+        "recipe_digest": card.recipe_digest,
+        "seed": card.seed,
+        "commit": card.commit,
+        "families": list(card.families),
+        "languages": list(card.languages),
+        "figures": dict(card.figures),
+    }
 
 
 def _described(name: str, place: dict[str, Any]) -> dict[str, Any]:
@@ -402,13 +448,16 @@ def _shown(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list):
-        return "; ".join(
-            " ".join(
-                str(item[key]) for key in ("repo", "package", "version", "quant") if key in item
-            )
-            for item in value
-        )
+        return "; ".join(_part(item) for item in value)
     return str(value)
+
+
+def _part(item: object) -> str:
+    """One of a list: a source in a few words, or a text."""
+    if not isinstance(item, dict):
+        return str(item)
+    keys = ("repo", "package", "file", "version", "quant")
+    return " ".join(str(item[key]) for key in keys if key in item)
 
 
 # -- pull and rm
@@ -437,8 +486,10 @@ def _pull(name: str, *, yes: bool, as_json: bool) -> int:
 
 
 def _rm(name: str, *, yes: bool, as_json: bool) -> int:
+    from forethought.checkpoints import bundled
     from forethought.checkpoints.catalogue import match
     from forethought.checkpoints.store import list_installed, remove
+    from forethought.cli.on_disk import entry_of
 
     _prepare()
     wanted, quant = name, None
@@ -454,6 +505,12 @@ def _rm(name: str, *, yes: bool, as_json: bool) -> int:
             for item in list_installed()
             if item.name == wanted and (quant is None or (item.quant or "").upper() == quant)
         ]
+    own = entry_of(name)
+    if not items and own is not None and bundled.source_of(own) is not None:
+        raise UserError(
+            f"{own.name} comes with forethought and is part of it: it goes when forethought is "
+            "uninstalled."
+        )
     if items and not yes:
         total = size(sum(item.size for item in items))
         if not can_ask():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forethought.errors import ForethoughtError
+
+if TYPE_CHECKING:
+    from forethought.checkpoints.catalogue import Entry
 
 
 def where_is(name: str) -> dict[str, Any]:
     """``name``, ``path`` (None where it is not on disk, or a server), size, source, and a note."""
-    from forethought.checkpoints import resolve, store
+    from forethought.checkpoints import bundled, resolve, store
 
     place: dict[str, Any] = {
         "name": name,
@@ -34,7 +37,8 @@ def where_is(name: str) -> dict[str, Any]:
         )
     if found.kind == "file":
         place["size_bytes"] = found.path.stat().st_size
-        for item in store.list_installed():
+        own = None if found.entry is None else bundled.find(found.entry)
+        for item in [own] if own is not None else store.list_installed():
             if item.path == found.path:
                 place |= {
                     "size_bytes": item.size,
@@ -42,3 +46,14 @@ def where_is(name: str) -> dict[str, Any]:
                     "sha256": item.sha256 or None,
                 }
     return place
+
+
+def entry_of(name: str) -> Entry | None:
+    """The catalogue's entry that ``name`` means; None for a file, folder, server or mistake."""
+    from forethought.checkpoints.resolve import CatalogueReference, parse_reference
+
+    try:
+        reference = parse_reference(name)
+    except ForethoughtError:
+        return None
+    return reference.entry if isinstance(reference, CatalogueReference) else None

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from forethought.engines.model import Model
 
 PULL: Final = "deepseek-r1:1.5b"
 """The model of the catalogue to pull instead: small enough for any laptop, and trained to think."""
+
+
+def note_outside(model: Model, question: str) -> None:
+    """Say on stderr that ``question`` is none of the problems that ``model`` knows.
+
+    Of a model that knows some families alone; of any other nothing is said. Called when the
+    question has been submitted: the prompt is read meanwhile.
+    """
+    if not model.families:
+        return
+    line = outside_note(question, model.name)
+    if line is not None:
+        from forethought.cli.terminal import note
+
+        note(f"forethought: {line}")
 
 
 def outside_note(question: str, model: str) -> str | None:

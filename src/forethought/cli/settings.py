@@ -57,7 +57,7 @@ class Setting:
         return PREFIX + self.name.upper()
 
 
-DEFAULT_MODEL = "smollm2:135m"
+DEFAULT_MODEL = "nano"
 
 TABLE: tuple[Setting, ...] = (
     Setting(

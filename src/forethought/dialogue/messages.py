@@ -36,6 +36,7 @@ class Prompt:
     ``mid_thought``: it begins in the middle of one (an edited thought that goes on).
     ``thinks`` is False where every token is answer (``bare``, models that do not think);
     ``exact`` where that answer is the continuation itself, nothing trimmed or removed (``bare``).
+    ``system_left_out``: there is a system text, and the template has no place for it.
     """
 
     conversation: tuple[Message, ...]
@@ -45,3 +46,4 @@ class Prompt:
     thinks: bool = True
     mid_thought: bool = False
     exact: bool = False
+    system_left_out: bool = False

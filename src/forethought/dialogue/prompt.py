@@ -97,6 +97,11 @@ def build_prompt(
         starts_in_thought = rendered.rstrip().endswith(tags.open)
         if continue_thought is not None:
             rendered += cutter.cut(continue_thought)
+    system_left_out = (
+        any(turn["role"] == "system" and turn["content"].strip() for turn in turns)
+        and marks.system not in rendered
+    )
+    rendered = rendered.replace(marks.system, "")
     rendered = rendered.replace(marks.open, tags.open).replace(marks.close, tags.close)
     pieces = rendered.split(marks.cut)
     ids = [i for piece in pieces if piece for i in tokenizer.encode(piece, parse_special=True)]
@@ -108,6 +113,7 @@ def build_prompt(
         thinks=not bare and (thinks != "none" or starts_in_thought),
         mid_thought=bool(continue_thought),
         exact=bare,
+        system_left_out=system_left_out,
     )
 
 
@@ -144,6 +150,10 @@ def _turn(
     message: Message, cutter: _Cutter, marks: _Marks, history: HistoryPolicy
 ) -> dict[str, str]:
     content = cutter.cut(message.content)
+    if message.role == "system" and content.strip():
+        # After its first visible character: a template may trim, or leave the text out.
+        at = len(content) - len(content.lstrip()) + 1
+        return {"role": message.role, "content": content[:at] + marks.system + content[at:]}
     if history == "keep" and message.thought is not None:
         # Marks stand for the tags until the text is rendered: a template that cuts at the closing
         # tag (R1's does) would undo the policy.
@@ -173,22 +183,24 @@ def _one_bos(rendered: str, bos_token: str, add_bos: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Marks:
-    """Characters that occur nowhere else: where to cut, and where kept thoughts begin and end."""
+    """Characters that occur nowhere else: where to cut, what shows that a system text was rendered,
+    and where kept thoughts begin and end."""
 
     cut: str
+    system: str
     open: str
     close: str
 
 
 def _free_characters(texts: Sequence[str]) -> _Marks:
-    """Three characters for private use that no text holds.
+    """Four characters for private use that no text holds.
 
     One character each, so that a template can neither split one nor trim a part of it.
     """
     used = set().union(*texts)
     free = (c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in used)
-    marks = [*islice(free, 3)]
-    if len(marks) < 3:
+    marks = [*islice(free, 4)]
+    if len(marks) < 4:
         raise UserError("The conversation uses every character for private use: leave one free.")
     return _Marks(*marks)
 

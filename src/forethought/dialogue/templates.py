@@ -128,6 +128,14 @@ def _render_smollm2(turns: Sequence[Turn], generate: bool, bos_token: str) -> st
     return "".join(parts)
 
 
+def _render_newest(turns: Sequence[Turn], generate: bool, bos_token: str) -> str:
+    """Table 1 of the paper around the newest question alone: what models that were trained with
+    ``prompt = "r1-zero"`` bring, `forethought.training.prompting.ZERO_TEMPLATE`."""
+    question = next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
+    asked = R1_ZERO_USER.replace("{content}", question)
+    return f"{bos_token}{R1_ZERO_PROMPT}{asked}{R1_ZERO_ASSISTANT}"
+
+
 Renderer = Callable[[Sequence[Turn], bool, str], str]
 
 BUILTIN_TEMPLATES: Final[Mapping[BuiltinName, Renderer]] = {
@@ -141,6 +149,8 @@ KNOWN_TEMPLATES: Final[Mapping[str, Renderer]] = {
     "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": _render_smollm2,
     # DeepSeek-R1-Distill-Qwen-32B, as llama.cpp keeps it.
     "03cb8191637dd031cf7dca8bffd267b741d0cb46ab490dc7e452f62f02184b02": render_r1,
+    # What is trained here with the prompt r1-zero: nano.
+    "ef5f5a08af51211fe469c0b9d7169459275f18167cfedea2241f557bc5ddccc2": _render_newest,
 }
 """SHA-256 of a source (UTF-8, without one newline at its end) to the function that equals it."""
 

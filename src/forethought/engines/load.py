@@ -26,6 +26,7 @@ from forethought.engines.persona import (
     DEFAULT_CONTEXT_PROMPTED,
     gguf_persona,
     gguf_sampling,
+    known_families,
 )
 from forethought.engines.protocol import SamplingParameters
 from forethought.errors import ModelError, UserError
@@ -37,7 +38,7 @@ _R1_LIKE = re.compile(r"(^|[^a-z0-9])(r1|qwq)([^a-z0-9]|$)", re.IGNORECASE)
 """Names of models whose template opens the thought, so that a server which sends raw text sends
 the closing tag alone. Of other models text without an opening tag is answer."""
 
-DEFAULT_MODEL = "smollm2:135m"
+DEFAULT_MODEL = "nano"
 
 
 def load(
@@ -58,7 +59,8 @@ def load(
     dtype: str | None = None,
     speculate: bool = False,
 ) -> Model:
-    """Load a model by catalogue name, GGUF or folder path, ``hf://org/repo[:file]`` or server URL.
+    """Load a model by catalogue name, GGUF or folder path, ``hf://org/repo[:file]`` or server URL;
+    without a name the one that comes with forethought, `DEFAULT_MODEL`.
 
     ``context``: tokens of one sample, prompt included; None takes up to 32,768 of what the model
     and the memory allow. ``slots``: samples that should run side by side (more are loaded when
@@ -90,7 +92,7 @@ def load(
                     f"{option} is not possible with the server {found.url}: it belongs to whoever "
                     "runs the model; leave it out."
                 )
-        return _remote(found, api_key, reproducible)
+        return _remote(found, api_key, reproducible, report)
     assert found.path is not None
     if engine == "torch" or found.kind == "folder":
         _refuse("the torch engine", (("--lora", lora), ("--gpu-layers", gpu_layers)))
@@ -205,7 +207,14 @@ def _llama_cpp(
     if found.entry is None and persona.thinks == "none" and engine.tags.close_id is not None:
         persona = replace(persona, thinks="native")  # the vocabulary has the tag as one token
     persona = replace(persona, tags=engine.tags)
-    return Model(found.name, engine, persona, gguf_sampling(header, found.entry))
+    return Model(
+        found.name,
+        engine,
+        persona,
+        gguf_sampling(header, found.entry),
+        families=known_families(found.entry),
+        report=report,
+    )
 
 
 def _contexts(header: GGUFHeader, persona: Persona, context: int | None) -> tuple[int, int]:
@@ -238,7 +247,12 @@ def _gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB"
 
 
-def _remote(found: ResolvedModel, api_key: str | None, reproducible: bool) -> Model:
+def _remote(
+    found: ResolvedModel,
+    api_key: str | None,
+    reproducible: bool,
+    report: Callable[[str], None] | None,
+) -> Model:
     from forethought.engines.remote import RemoteEngine
 
     assert found.url is not None
@@ -250,4 +264,6 @@ def _remote(found: ResolvedModel, api_key: str | None, reproducible: bool) -> Mo
     engine = RemoteEngine(found.url, found.model, api_key=api_key)
     if _R1_LIKE.search(engine.model):
         engine.thinks = "native"
-    return Model(engine.model, engine, Persona(thinks="native"), SamplingParameters())
+    return Model(
+        engine.model, engine, Persona(thinks="native"), SamplingParameters(), report=report
+    )

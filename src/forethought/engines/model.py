@@ -1,16 +1,16 @@
 """A loaded model: an engine, how to talk to it, and its defaults.
 
-    model = ft.load("smollm2:135m")
-    reply = model.ask("Are tomatoes fruits?")
+    model = ft.load()
+    reply = model.ask("Use 19, 36, 55 and 7 to make 65.")
     reply.thought, reply.answer
-    for event in model.stream("And cucumbers?"): ...
+    for event in model.stream("What is 17 + 4 * 3?"): ...
 
 The async twins (``aask``, ``asamples``, ``astream``) run the same engine without blocking the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, NotRequired, TypedDict, Unpack
@@ -85,15 +85,29 @@ class Persona:
 
 
 class Model:
-    """See the module. ``question`` is a text, a conversation, or a Prompt already built."""
+    """See the module. ``question`` is a text, a conversation, or a Prompt already built.
+
+    ``families``: the only problems that the model knows; none named: a general model. ``report``
+    gets one-line notes, each once; without it they are warnings of Python's.
+    """
 
     def __init__(
-        self, name: str, engine: Engine, persona: Persona, defaults: SamplingParameters
+        self,
+        name: str,
+        engine: Engine,
+        persona: Persona,
+        defaults: SamplingParameters,
+        *,
+        families: Sequence[str] = (),
+        report: Callable[[str], None] | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
         self.persona = persona
         self.defaults = defaults
+        self.families = tuple(families)
+        self._report = report
+        self._said: set[str] = set()
         self._reproducible = False
 
     def __repr__(self) -> str:
@@ -152,10 +166,26 @@ class Model:
             add_bos=persona.add_bos,
             continue_thought=continued,
         )
+        if prompt.system_left_out:
+            self._say(
+                f"the chat template of {self.name} has no place for a system prompt: it is "
+                "left out."
+            )
         stopped = options.get("prefix_ids")  # a thought that has begun is closed by the engine
         if options.get("max_thought") == 0 and prompt.starts_in_thought and not stopped:
             return self._without_thought(prompt)
         return prompt
+
+    def _say(self, note: str) -> None:
+        if note in self._said:
+            return
+        self._said.add(note)
+        if self._report is not None:
+            self._report(note)
+            return
+        import warnings
+
+        warnings.warn(note, stacklevel=4)
 
     def _without_thought(self, prompt: Prompt) -> Prompt:
         """R1's own way to skip the thought: an empty one, closed, stands in the prompt."""

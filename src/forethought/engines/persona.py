@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from forethought.checkpoints.bundled import card_of
 from forethought.checkpoints.catalogue import Entry
 from forethought.checkpoints.gguf_header import GGUFHeader
 from forethought.dialogue.tags import ThinkTags
@@ -44,6 +45,12 @@ def gguf_persona(header: GGUFHeader, entry: Entry | None) -> Persona:
         history=entry.history,
         thought_budget=entry.thought_budget,
     )
+
+
+def known_families(entry: Entry | None) -> tuple[str, ...]:
+    """The only problems that a model knows, by its card; none for a general one."""
+    card = None if entry is None else card_of(entry)
+    return () if card is None else card.families
 
 
 def gguf_sampling(header: GGUFHeader, entry: Entry | None) -> SamplingParameters:

@@ -24,6 +24,7 @@ from forethought.engines.persona import (
     DEFAULT_CONTEXT_PROMPTED,
     gguf_persona,
     gguf_sampling,
+    known_families,
 )
 from forethought.engines.protocol import SamplingParameters
 from forethought.engines.torch.apart import apart
@@ -107,7 +108,14 @@ def load_torch(
     engine = apart(make)
     if found.entry is None and persona.thinks == "none" and engine.tags.close_id is not None:
         persona = replace(persona, thinks="native")  # the vocabulary has the tag as one token
-    return Model(found.name, engine, replace(persona, tags=engine.tags), defaults)
+    return Model(
+        found.name,
+        engine,
+        replace(persona, tags=engine.tags),
+        defaults,
+        families=known_families(found.entry),
+        report=report,
+    )
 
 
 def _precision(dtype: str | None, place: torch.device) -> Precision:
