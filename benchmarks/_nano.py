@@ -85,10 +85,12 @@ def save(name: str, out: Path, compact: dict[str, object], *, keep: bool) -> Non
 
 
 def on_device(loaded: LoadedRecipe, device: str | None) -> LoadedRecipe:
-    """The recipe on another device, if one is named."""
+    """The recipe on another device, if one is named; on a CPU in float32, since few have
+    bfloat16's products."""
     if device is None:
         return loaded
-    return with_recipe(loaded, loaded.recipe.model_copy(update={"device": device}))
+    change = {"device": device} | ({"dtype": "float32"} if device == "cpu" else {})
+    return with_recipe(loaded, loaded.recipe.model_copy(update=change))
 
 
 def with_recipe(loaded: LoadedRecipe, recipe: Recipe) -> LoadedRecipe:

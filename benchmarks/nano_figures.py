@@ -9,7 +9,7 @@ and the folders after it (``RUN/checkpoints/1-pretrain``). Parts, what matters m
 - ``T0.6``: the first model at what `ask` takes (temperature 0.6, top_p 0.95), fewer samples;
 - ``transfer``: never trained, countdown with five numbers and sums of numbers two digits longer;
 - ``gym``: a family of reasoning-gym, graded in the sandbox (left out, and said so, where there is
-  none).
+  none). ``--parts`` names those to do.
 
 All samples of a part go through one batch and are judged in side processes meanwhile. FILE is
 written after each part. After ``--seconds-limit`` it stops, and says what is missing; a part that
@@ -60,6 +60,7 @@ from forethought.training.judging import Judge
 
 HOT: Final = SamplingParameters(temperature=1.0, top_p=1.0)
 COOL: Final = SamplingParameters(temperature=0.6, top_p=0.95)
+PARTS: Final = ("T1", "T0.6", "transfer", "gym")
 Figures = dict[str, Any]
 
 
@@ -262,6 +263,8 @@ class Work:
         pool: JudgePool | None = None,
     ) -> None:
         limit = self.clock.limit if until is None else min(until, self.clock.limit)
+        if part not in self.arguments.parts:
+            return
         if self.clock.spent >= limit:
             self.missing.append(f"{part} of {name}")
             return
@@ -287,6 +290,8 @@ class Work:
     def _gym(self, adapters: Any, few: int) -> None:
         """Here, not in side processes: the sandbox stays with who opened it."""
         spec = f"reasoning-gym/{self.arguments.gym}"
+        if "gym" not in self.arguments.parts:
+            return
         if self.clock.left <= 0:
             self.missing.append(spec)
             return
@@ -402,6 +407,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path, nargs="?", help="the folder of a run")
     parser.add_argument("models", type=Path, nargs="*", help="folders of further models")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS)
+    )
     parser.add_argument("--name", default="", help="what the models are called, by commas")
     parser.add_argument("--problems", type=int, default=512, help="of each family")
     parser.add_argument("--samples", type=int, default=16)
