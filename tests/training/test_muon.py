@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from forethought.training.config import OptimizerConfig
-from forethought.training.muon import MasterMuon, is_matrix, orthogonalised
-from forethought.training.optimizer import MasterAdamW, NonFiniteGradient, optimizer_of
+from forethought.training.muon import MasterMuon, is_matrix, optimizer_of, orthogonalised
+from forethought.training.optimizer import MasterAdamW, NonFiniteGradient
 
 CONFIG = OptimizerConfig(
     kind="muon", learning_rate=0.02, weight_decay=0.1, clip_norm=0.5, momentum=0.9

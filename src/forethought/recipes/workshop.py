@@ -32,7 +32,8 @@ from forethought.training.corpus import CorpusSpec, documents
 from forethought.training.grpo import GRPO
 from forethought.training.judging import Judge, Verifier, own_reward
 from forethought.training.lanes import Lanes
-from forethought.training.optimizer import MasterAdamW, optimizer_of
+from forethought.training.muon import optimizer_of
+from forethought.training.optimizer import MasterAdamW
 from forethought.training.policy import Policy
 from forethought.training.pretrain import Pretrainer
 from forethought.training.prompting import ZERO_TEMPLATE, Prompter, prompt_text

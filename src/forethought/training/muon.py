@@ -143,3 +143,12 @@ class MasterMuon(MasterAdamW):
 def _grad(master: torch.Tensor) -> torch.Tensor:
     assert master.grad is not None
     return master.grad
+
+
+def optimizer_of(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
+) -> MasterAdamW:
+    """The optimiser that a stage asks for."""
+    if config.kind == "muon":
+        return MasterMuon(parameters, config)
+    return MasterAdamW(parameters, config)

@@ -262,17 +262,6 @@ class MasterAdamW:
         self.zero_grad()
 
 
-def optimizer_of(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
-) -> MasterAdamW:
-    """The optimiser that a stage asks for."""
-    if config.kind == "muon":
-        from forethought.training.muon import MasterMuon
-
-        return MasterMuon(parameters, config)
-    return MasterAdamW(parameters, config)
-
-
 def check_norm(norm: torch.Tensor) -> float:
     """``norm`` (what `MasterAdamW.step` returned) as a number, once the device has it. Raises
     NonFiniteGradient unless it is finite."""
