@@ -45,10 +45,11 @@ ALLOWED_REASONS = (
     "needs these files and downloads",
     "takes the path of a model file on your disk",
     "needs a model with an MTP module",
+    "needs an NVIDIA GPU",
     "needs two GPUs",
     "needs bubblewrap and files of others",
 )
-NOT_RUN = 16
+NOT_RUN = 18
 """Blocks that no test runs. Whoever adds one has to count it here."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
