@@ -198,6 +198,9 @@ def test_show_tells_how_it_was_made(cli: Cli) -> None:
         assert re.search(r"figures: pass@1 +0\.5\n", text)
         assert FIGURES["countdown"]["pass@1"] in text  # type: ignore[index]
     assert cli("models", "show", "nano", "--params").returncode == 0
+    other = cli("models", "show", "nano:q4_0")
+    assert (other.returncode, other.stdout) == (2, b"")
+    assert b"nano comes as Q8_0 only, not as Q4_0" in other.stderr
 
 
 def test_it_cannot_be_removed_and_need_not_be_pulled(cli: Cli, home: Path) -> None:
