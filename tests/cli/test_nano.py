@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from forethought.cli.outside import PULL
+from forethought.cli.question import read_question
+from forethought.errors import UserError
+from forethought.problems.scope import in_scope
 from nano_stand_in import FIGURES, is_here, source_root
 
 from .conftest import Cli, environment, local, sentence
@@ -141,6 +144,14 @@ def test_a_chat_tells_it_for_each_question(cli: Cli, smollm2_path: Path) -> None
     done = cli("chat", "--max-tokens", "20", stdin="\n".join(lines).encode(), **variables)
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode().count(OUTSIDE) == 1
+
+
+def test_the_question_of_the_hint_is_one_that_it_knows() -> None:
+    with pytest.raises(UserError, match="Ask one like this") as caught:
+        read_question("", None)
+    hint = re.search(r'forethought ask "(.+)"$', str(caught.value))
+    assert hint is not None
+    assert in_scope(hint[1])
 
 
 # -- what its template has no place for
