@@ -82,6 +82,8 @@ def test_other_models_are_not_bundled(zoo: Path) -> None:
 def test_another_quantisation_is_refused(zoo: Path) -> None:
     with pytest.raises(UserError, match="Q8_0 only, not as Q4_0"):
         resolve.resolve("nano:q4_0")
+    with pytest.raises(UserError, match="Q8_0 only, not as Q4_0"):
+        bundled.verify(NANO, "Q4_0")
 
 
 def test_a_changed_byte_is_found_by_its_hash_alone(zoo: Path) -> None:

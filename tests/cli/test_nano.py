@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from forethought.cli.outside import PULL
+from forethought.cli.question import read_question
+from forethought.errors import UserError
+from forethought.problems.scope import in_scope
 from nano_stand_in import FIGURES, is_here, source_root
 
 from .conftest import Cli, environment, local, sentence
@@ -143,6 +146,14 @@ def test_a_chat_tells_it_for_each_question(cli: Cli, smollm2_path: Path) -> None
     assert done.stderr.decode().count(OUTSIDE) == 1
 
 
+def test_the_question_of_the_hint_is_one_that_it_knows() -> None:
+    with pytest.raises(UserError, match="Ask one like this") as caught:
+        read_question("", None)
+    hint = re.search(r'forethought ask "(.+)"$', str(caught.value))
+    assert hint is not None
+    assert in_scope(hint[1])
+
+
 # -- what its template has no place for
 
 
@@ -198,6 +209,9 @@ def test_show_tells_how_it_was_made(cli: Cli) -> None:
         assert re.search(r"figures: pass@1 +0\.5\n", text)
         assert FIGURES["countdown"]["pass@1"] in text  # type: ignore[index]
     assert cli("models", "show", "nano", "--params").returncode == 0
+    other = cli("models", "show", "nano:q4_0")
+    assert (other.returncode, other.stdout) == (2, b"")
+    assert b"nano comes as Q8_0 only, not as Q4_0" in other.stderr
 
 
 def test_it_cannot_be_removed_and_need_not_be_pulled(cli: Cli, home: Path) -> None:

@@ -427,3 +427,15 @@ def test_a_system_text_with_a_place_is_sent_as_it_is(template, system, r1_tokeni
     assert (system if template == "r1" else system.strip()) in prompt.text
     assert prompt.text.isprintable() or "\n" in prompt.text
     assert not any(ord(character) >= 0xF0000 for character in prompt.text)
+
+
+def test_a_template_reads_the_system_text_as_it_is(r1_tokenizer):
+    # SmolLM3's way to ask for no thought: words of the system text, which it takes out.
+    template = ChatTemplate(
+        "{% set s = messages[0].content %}{% if s.startswith('/no_think') %}off {% endif %}"
+        "{% if s == '/no_think' %}alone {% endif %}{{ s.replace('/no_think', '') }}|"
+    )
+    conversation = [Message("system", "/no_think"), *QUESTION]
+    prompt = build_prompt(conversation, template=template, tokenizer=r1_tokenizer, thinks="none")
+    assert prompt.text == "off alone |"
+    assert not prompt.system_left_out

@@ -1,6 +1,7 @@
 """The search that leaves nothing out."""
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from random import Random
@@ -9,7 +10,7 @@ import pytest
 
 from forethought.problems.expression import operations, parse, value_of, write
 from forethought.problems.families._sweep import sweep
-from forethought.problems.families.countdown import Countdown
+from forethought.problems.families.countdown import Combination, Countdown, reachable, way_to
 from forethought.problems.families.game24 import Game24
 from forethought.problems.problem import LANGUAGES
 
@@ -94,3 +95,16 @@ def test_only_where_it_is_asked_for():
         swept = FAMILIES[0].worked(problem, Random(1), style=style)
         assert plain.worked(problem, Random(1), style=style) == swept
     assert plain.worked(problem, Random(1)) != FAMILIES[0].worked(problem, Random(1))
+
+
+def test_five_numbers_are_searched_as_ever():
+    # A sweep would pass over the fifth and believe what the other four come to.
+    numbers, target = (3, 5, 7, 11, 2), 60
+    with pytest.raises(ValueError, match="5 numbers"):
+        sweep(numbers, target, "+-*/", "en")
+    solution = way_to(target, reachable(numbers), numbers)
+    task = Combination(numbers, target, solution, "+-*/")
+    for family in (Countdown(), FAMILIES[0]):
+        problem = replace(family.problem(2, 1, "en"), task=task)
+        worked = family.worked(problem, Random(1), style="search")
+        assert family.verify(problem, worked.answer).correct

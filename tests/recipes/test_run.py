@@ -117,8 +117,18 @@ def test_a_run_that_rests_after_a_stage_goes_on_as_if_it_had_not(
     assert outcome(out) == outcome(whole)
 
 
+def test_a_stage_to_rest_after_must_not_be_over(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "run"
+    assert not train(recipe, out, monitor=StopAt(10)).finished
+    before = lines(out / "metrics.jsonl")
+    assert before[-1]["stage"] == "rl"
+    with pytest.raises(UserError, match=r"--until pretrain: the run in .* is in rl already"):
+        train(recipe, out, resume=True, until="pretrain")
+    assert lines(out / "metrics.jsonl") == before
+
+
 def test_a_stage_to_rest_after_must_be_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such stage: did you mean pretrain"):
+    with pytest.raises(UserError, match=r"no such stage; did you mean pretrain\?$"):
         train(write_recipe(tmp_path), tmp_path / "run", until="pretraining")
     assert not (tmp_path / "run").exists()
 

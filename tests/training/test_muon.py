@@ -164,6 +164,28 @@ def test_a_parameter_without_a_gradient_stays():
     assert torch.equal(optimizer.state_tensors()["second.weight.momentum"], momentum)
 
 
+def test_gradients_of_captured_passes_make_the_same_steps():
+    """They are written over by the next pass, and set to 0 after a step, not dropped."""
+    plain, captured = toy(), toy()
+    train(plain, MasterMuon(plain.named_parameters(), CONFIG), range(4))
+    optimizer = MasterMuon(captured.named_parameters(), CONFIG)
+    optimizer.keep_gradients()
+    places = None
+    buffers = [torch.empty_like(parameter) for parameter in optimizer.trained]
+    for step in range(4):
+        found = torch.autograd.grad(loss_of(captured, step % 4), optimizer.trained)
+        torch._foreach_copy_(buffers, list(found))
+        optimizer.add_gradients(buffers)
+        for buffer in buffers:
+            buffer.fill_(float("nan"))
+        here = [gradient.data_ptr() for gradient in optimizer.gradients]
+        assert places in (None, here)
+        places = here
+        optimizer.step(CONFIG.learning_rate)
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, captured.get_parameter(name)), name
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     network = toy()
     optimizer = MasterMuon(network.named_parameters(), CONFIG)

@@ -91,9 +91,9 @@ def find(entry: Entry, quant: str | None = None) -> Installed | None:
     )
 
 
-def verify(entry: Entry) -> Installed | None:
+def verify(entry: Entry, quant: str | None = None) -> Installed | None:
     """`find`, and the whole file is read: ModelError where its SHA-256 is not that of the card."""
-    found = find(entry)
+    found = find(entry, quant)
     if found is not None:
         # here: it loads OpenSSL, and most uses never verify
         import hashlib

@@ -359,15 +359,15 @@ _TABLES = ("shape", "figures")
 
 def _show(name: str, ctx: int | None, *, params: bool, as_json: bool) -> int:
     from forethought.checkpoints import bundled
-    from forethought.cli.on_disk import entry_of, where_is
+    from forethought.cli.on_disk import in_catalogue, where_is
 
     _prepare()
     context = _context(ctx)
-    entry = entry_of(name)
+    known = in_catalogue(name)
     card = None
-    if entry is not None:
-        bundled.verify(entry)
-        card = bundled.card_of(entry)
+    if known is not None:
+        bundled.verify(known.entry, known.quant)
+        card = bundled.card_of(known.entry)
     place = where_is(name)
     row = _described(name, place)
     if card is not None and not params:
@@ -489,7 +489,7 @@ def _rm(name: str, *, yes: bool, as_json: bool) -> int:
     from forethought.checkpoints import bundled
     from forethought.checkpoints.catalogue import match
     from forethought.checkpoints.store import list_installed, remove
-    from forethought.cli.on_disk import entry_of
+    from forethought.cli.on_disk import in_catalogue
 
     _prepare()
     wanted, quant = name, None
@@ -505,11 +505,11 @@ def _rm(name: str, *, yes: bool, as_json: bool) -> int:
             for item in list_installed()
             if item.name == wanted and (quant is None or (item.quant or "").upper() == quant)
         ]
-    own = entry_of(name)
-    if not items and own is not None and bundled.source_of(own) is not None:
+    own = in_catalogue(name)
+    if not items and own is not None and bundled.source_of(own.entry) is not None:
         raise UserError(
-            f"{own.name} comes with forethought and is part of it: it goes when forethought is "
-            "uninstalled."
+            f"{own.entry.name} comes with forethought and is part of it: it goes when "
+            "forethought is uninstalled."
         )
     if items and not yes:
         total = size(sum(item.size for item in items))

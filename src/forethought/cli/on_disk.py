@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forethought.errors import ForethoughtError
 
 if TYPE_CHECKING:
-    from forethought.checkpoints.catalogue import Entry
+    from forethought.checkpoints.resolve import CatalogueReference
 
 
 def where_is(name: str) -> dict[str, Any]:
@@ -48,12 +48,12 @@ def where_is(name: str) -> dict[str, Any]:
     return place
 
 
-def entry_of(name: str) -> Entry | None:
-    """The catalogue's entry that ``name`` means; None for a file, folder, server or mistake."""
+def in_catalogue(name: str) -> CatalogueReference | None:
+    """What ``name`` means in the catalogue; None for a file, folder, server or mistake."""
     from forethought.checkpoints.resolve import CatalogueReference, parse_reference
 
     try:
         reference = parse_reference(name)
     except ForethoughtError:
         return None
-    return reference.entry if isinstance(reference, CatalogueReference) else None
+    return reference if isinstance(reference, CatalogueReference) else None

@@ -34,7 +34,7 @@ def read_question(argument: str | None, file: str | None, *, exact: bool = False
         raise UserError(
             "there is no question"
             + (": the text is empty." if parts else ".")
-            + ' Ask one like this: forethought ask "Are tomatoes fruits?"'
+            + ' Ask one like this: forethought ask "What is 17 + 4 * 3?"'
         )
     if not exact:
         given = [part.rstrip("\r\n") for part in given]

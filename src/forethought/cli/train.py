@@ -113,8 +113,7 @@ def train(
             flags = {"--resume": resume, "--tensorboard": tensorboard, "--profile": profile}
             flags["--json"] = as_json
             given = [flag for flag, there in flags.items() if there]
-            given += [] if until is None else ["--until", until]
-            return _train_on_each(asked, given)
+            return _train_on_each(asked, given, until)
         return _train(
             asked,
             resume=resume,
@@ -192,7 +191,7 @@ def _dry_run(asked: _Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _train_on_each(asked: _Asked, flags: Sequence[str]) -> int:
+def _train_on_each(asked: _Asked, flags: Sequence[str], until: str | None) -> int:
     """The same command as one rank for each GPU, once all that can be wrong with it is checked."""
     from forethought.cli.gpus import run_on_each
 
@@ -201,14 +200,17 @@ def _train_on_each(asked: _Asked, flags: Sequence[str]) -> int:
     _out(asked)
     with asked.load() as (loaded, _):
         from forethought.models.loading import gpus
+        from forethought.recipes.run import check_until
 
+        check_until(loaded.recipe, until)
         device, found = loaded.recipe.device, gpus()
         require(
             device == "cuda",
             f'--gpus {count} is for a recipe with device = "cuda", and this one has "{device}".',
         )
         require(count <= found, f"--gpus {count}: torch finds {found} here.")
-    return run_on_each([*asked.words(), *flags], count)
+    resting = [] if until is None else ["--until", until]
+    return run_on_each([*asked.words(), *flags, *resting], count)
 
 
 def _out(asked: _Asked) -> Path:

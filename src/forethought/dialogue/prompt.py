@@ -11,7 +11,7 @@ SentencePiece's, puts one at each cut too.)
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final, Literal
@@ -76,18 +76,26 @@ def build_prompt(
     cutter = _Cutter(tokenizer, tags, marks.cut, [*contents, continue_thought or ""])
 
     turns = [_turn(message, cutter, marks, history) for message in messages]
-    if isinstance(template, ChatTemplate):
-        if thinks == "prompted":
-            _instruct(turns)
-        rendered = template.render(
+    if isinstance(template, ChatTemplate) and thinks == "prompted":
+        _instruct(turns)
+
+    def render(turns: Sequence[Mapping[str, str]]) -> str:
+        if not isinstance(template, ChatTemplate):
+            return BUILTIN_TEMPLATES[template](turns, True, bos_token)
+        return template.render(
             turns,
             add_generation_prompt=True,
             bos_token=bos_token,
             eos_token=eos_token,
             enable_thinking={"native": True, "prompted": None, "none": False}[thinks],
         )
-    else:
-        rendered = BUILTIN_TEMPLATES[template](turns, True, bos_token)
+
+    rendered = render(turns)
+    # A mark is looked for in a prompt of its own: templates read system texts for words such as
+    # /no_think, and what is sent should be what they make of the text as it is.
+    system_left_out = any(
+        message.role == "system" and message.content.strip() for message in messages
+    ) and marks.system not in render([_marked(turn, marks) for turn in turns])
     starts_in_thought = False
     if not bare:
         rendered = _one_bos(rendered, bos_token, add_bos)
@@ -97,11 +105,6 @@ def build_prompt(
         starts_in_thought = rendered.rstrip().endswith(tags.open)
         if continue_thought is not None:
             rendered += cutter.cut(continue_thought)
-    system_left_out = (
-        any(turn["role"] == "system" and turn["content"].strip() for turn in turns)
-        and marks.system not in rendered
-    )
-    rendered = rendered.replace(marks.system, "")
     rendered = rendered.replace(marks.open, tags.open).replace(marks.close, tags.close)
     pieces = rendered.split(marks.cut)
     ids = [i for piece in pieces if piece for i in tokenizer.encode(piece, parse_special=True)]
@@ -150,16 +153,18 @@ def _turn(
     message: Message, cutter: _Cutter, marks: _Marks, history: HistoryPolicy
 ) -> dict[str, str]:
     content = cutter.cut(message.content)
-    if message.role == "system" and content.strip():
-        # After its first visible character: a template may trim, or leave the text out.
-        at = len(content) - len(content.lstrip()) + 1
-        return {"role": message.role, "content": content[:at] + marks.system + content[at:]}
     if history == "keep" and message.thought is not None:
         # Marks stand for the tags until the text is rendered: a template that cuts at the closing
         # tag (R1's does) would undo the policy.
         thought = cutter.cut(message.thought)
         content = f"{marks.open}\n{thought}\n{marks.close}\n\n{content}"
     return {"role": message.role, "content": content}
+
+
+def _marked(turn: Mapping[str, str], marks: _Marks) -> dict[str, str]:
+    """A turn to see by whether the template has a place for a system text."""
+    mark = marks.system if turn["role"] == "system" else ""
+    return {**turn, "content": turn["content"] + mark}
 
 
 def _instruct(turns: list[dict[str, str]]) -> None:

@@ -67,7 +67,8 @@ def train(
 ) -> RunResult:
     """Run a recipe in the folder ``out``, or go on with the run that is there.
 
-    ``until``: the label of the stage after which the run rests, to be resumed; None: it ends.
+    ``until``: the label of the stage after which the run rests, to be resumed; None: it ends. A
+    run that is in a later stage already is not gone on with (UserError).
     ``profile`` writes where the time goes to a folder in it (`recipes.profile`).
     ``adapters`` find and grade other makers' problems; by default they are opened for the run, with
     a sandbox. Raises UserError for a folder that holds another run, or nothing to resume;
@@ -118,8 +119,8 @@ def check_until(recipe: Recipe, until: str | None) -> None:
     labels = _labels(recipe.stages)
     if until is not None and until not in labels:
         raise UserError(
-            f"--until {until}: the recipe {recipe.name} has no such stage: "
-            f"{nearest_of(until, labels)}."
+            f"--until {until}: the recipe {recipe.name} has no such stage; "
+            f"{nearest_of(until, labels)}"
         )
 
 
@@ -198,6 +199,11 @@ class _Run:
             return self._run(until)
 
     def _run(self, until: str | None) -> RunResult:
+        if until is not None and self.labels.index(until) < self.at:
+            raise UserError(
+                f"--until {until}: the run in {self.folder.path} is in {self.labels[self.at]} "
+                "already; leave it out to go on."
+            )
         while self.at < len(self.recipe.stages):
             config = self.recipe.stages[self.at]
             stage, optimizer = self.shop.stage(config)

@@ -211,7 +211,8 @@ class MasterAdamW:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that a step depends on beside the float32 parameters: for each parameter
-        ``<name>.exp_avg``, ``.exp_avg_sq``, ``.step``, and ``.master`` where it is bfloat16.
+        ``<name>.exp_avg``, ``.exp_avg_sq``, ``.step`` (of a matrix that Muon moves ``.momentum``),
+        and ``.master`` where it is bfloat16.
 
         The tensors are the optimiser's own: copy or save them before the next step.
         """

@@ -28,6 +28,8 @@ from forethought.problems.expression import (
 )
 from forethought.problems.problem import Language
 
+SIZES: Final = (3, 4)
+"""How many numbers can be worked through."""
 _REACH: Final = 2
 """Results more than this many times the largest of target and numbers are not gone on from."""
 
@@ -83,11 +85,13 @@ class Sweep:
 
 
 def sweep(numbers: Sequence[int], target: int, operators: str, language: Language) -> Sweep:
-    """Work through three or more numbers (of more than four only chains and one split are tried).
+    """Work through three or four numbers (ValueError for any other count).
 
     Results on the way are whole, not negative and at most twice the largest of ``numbers`` and
     ``target``; what needs larger ones is not found.
     """
+    if len(numbers) not in SIZES:
+        raise ValueError(f"{len(numbers)} numbers, not one of {SIZES}")
     return _Sweeper(target, operators, _REACH * max(target, *numbers), _WORDS[language]).all(
         numbers
     )
@@ -126,8 +130,7 @@ class _Sweeper:
             parts: list[str] = []
             found = None
             for at, number in enumerate(left):
-                rest = [*left[:at], *left[at + 1 :]]
-                listed, found = self._listed(first, number, *rest[:1])
+                listed, found = self._listed(first, number, left[1 - at])
                 parts.append(self.words.gives.format(number=number, list=listed))
                 if found is not None:
                     break

@@ -25,7 +25,7 @@ from forethought.problems.expression import (
     write,
     write_calculation,
 )
-from forethought.problems.families._sweep import sweep
+from forethought.problems.families._sweep import SIZES, sweep
 from forethought.problems.family import Family, Worked
 from forethought.problems.problem import CORRECT, Language, Problem, Verdict, wrong
 
@@ -200,8 +200,9 @@ class CombiningFamily(Family):
     - ``direct``: the calculations of a right combination, then the whole of it.
     - ``check``: expressions are guessed (up to 2 wrong ones) and worked out until one is right.
 
-    With ``sweep`` a search leaves nothing out: see `_sweep`. Where it finds nothing (the numbers on
-    the way would be too large) the combination comes after it as in ``direct``.
+    With ``sweep`` a search of three or four numbers leaves nothing out: see `_sweep`. Where it
+    finds nothing (the numbers on the way would be too large) the combination comes after it as in
+    ``direct``.
 
     A slip makes the last calculation of a wrong combination come to the target: it is believed.
     """
@@ -235,7 +236,7 @@ class CombiningFamily(Family):
     ) -> Worked:
         task = cast(Combination, problem.task)
         words = _WORDS[problem.language]
-        if style == "search" and self.sweep:
+        if style == "search" and self.sweep and len(task.numbers) in SIZES:
             return _swept(task, problem.language, rng, slip)
         wrong_ones = {"search": self.tries, "check": _WRONG_GUESSES, "direct": 0}[style]
         tries = _tries(task, rng, rng.randrange(wrong_ones + 1), slip)
