@@ -9,10 +9,10 @@ the folder, llama.cpp from an f32 GGUF of it (float32 cache, no flash attention)
 the gap between the two likeliest logits of transformers at that place is printed: a tie, or not.
 
 (b) pass@1 of the bundled q8_0 file through llama.cpp, asked as `ask` does, and of the folder in
-float32, sampled as a run's evaluations are, on the same `--problems` problems with `--samples`
-samples each at temperature `--temperature` (0.6, top-p 0.95: those of `ask`). The difference
-is taken problem by problem, and its standard error is over problems (so clustered by problem). The
-bar is 0.02.
+float32: an f32 GGUF of it asked the same way, or (`--whole torch`, far slower) the folder sampled
+as a run's evaluations are. Both on the same `--problems` problems, `--samples` samples each at
+temperature `--temperature` (0.6, top-p 0.95: those of `ask`). The difference is taken problem by
+problem, and its standard error is over problems (so clustered by problem). The bar is 0.02.
 
 Prints tables and ends with one JSON line. Needs the extra dev.
 """
@@ -240,7 +240,7 @@ def shares_of_gguf(
         ]
         found.append(sum(right) / len(right))
         if not (number + 1) % 32:
-            print(f"q8_0: {number + 1} of {len(problems)}", file=sys.stderr)
+            print(f"pass@1: {number + 1} of {len(problems)}", file=sys.stderr)
     return found
 
 
@@ -257,6 +257,7 @@ def shares_of_run(
 
     from forethought.evaluation.held_out import evaluate
     from forethought.training.config import EvaluationConfig, RewardConfig
+    from forethought.training.judge_pool import JudgePool
     from forethought.training.judging import Judge
     from forethought.training.policy import Policy
     from forethought.training.prompting import Prompter
@@ -273,9 +274,9 @@ def shares_of_run(
         max_tokens=network.config.max_position_embeddings - longest,
     )
     judge = Judge(tokenizer, {**families}, RewardConfig())
-    with torch.no_grad():
+    with torch.no_grad(), JudgePool(judge, 0) as pool:
         policy = Policy(network.eval(), tokenizer, prompter)
-        return list(evaluate(policy, judge, problems, config, rows=ROWS).correct)
+        return list(evaluate(policy, pool, problems, config, rows=ROWS).correct)
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -293,12 +294,18 @@ def compare_pass(
 
     samples, temperature = chosen.samples, chosen.temperature
     drawn = (problems, families, samples, temperature)
-    with ft.load(
-        chosen.bundled, engine="llama.cpp", threads=chosen.threads, slots=samples
-    ) as model:
+    engine = {"engine": "llama.cpp", "threads": chosen.threads, "slots": samples}
+    with ft.load(chosen.bundled, **engine) as model:
         small = shares_of_gguf(model, *drawn)
-    torch.set_num_threads(chosen.threads)
-    whole = shares_of_run(chosen.run, loaded, *drawn)
+    if chosen.whole == "llama.cpp":
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place) / "whole.gguf"
+            export_gguf(chosen.run, path, "f32")
+            with ft.load(str(path), **engine) as model:
+                whole = shares_of_gguf(model, *drawn)
+    else:
+        torch.set_num_threads(chosen.threads)
+        whole = shares_of_run(chosen.run, loaded, *drawn)
     apart = [a - b for a, b in zip(small, whole, strict=True)]
     print(f"\npass@1, {len(problems)} problems, {samples} samples each, T {temperature}")
     print(f"{'':<24}{'q8_0':>8}{'float32':>9}{'apart':>9}{'error':>8}")
@@ -333,6 +340,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--whole", choices=("llama.cpp", "torch"), default="llama.cpp")
     parser.add_argument("--bundled", default="nano", help="another GGUF instead of nano's")
     chosen = parser.parse_args()
     if chosen.run is None:
