@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,6 +71,17 @@ def cli(home: Path) -> Cli:
         )
 
     return run
+
+
+def ended_by_ctrl_c(code: int | None, err: bytes) -> bool:
+    """Did a program that Ctrl-C met at any moment end as it should?
+
+    Until our first line runs it is Python that the signal meets: it dies of it, or says with 1
+    that it could not start.
+    """
+    if code == 1:
+        return b"Fatal Python error" in err or b"Could not import runpy" in err
+    return code == -signal.SIGINT or (code == 130 and b"Traceback" not in err)
 
 
 def local(path: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought.cli import options
 from forethought.cli.ask import ask_options, check_engine, engine_of, has_mtp, not_taken, open_model
+from forethought.cli.interrupt import forget, raise_if_pressed
 from forethought.cli.settings import (
     MAX_SEED,
     Value,
@@ -106,6 +107,7 @@ def run(flags: dict[str, Value], *, seed: int | None, lora: str | None, yes: boo
         interactive=interactive,
         opener=lambda name: _open_other(name, flags, yes=yes),
     )
+    raise_if_pressed()
     code = _converse(session, interactive=interactive)
     session.model.close()
     return code
@@ -137,6 +139,7 @@ def _converse(session: ChatSession, *, interactive: bool) -> int:
             except KeyboardInterrupt:
                 if not interactive:
                     raise
+                forget()
                 note("Stopped.")
             except Exception as error:  # a bug of ours must not take the conversation along
                 _note_unexpected(error)
@@ -172,6 +175,7 @@ def _typed_lines(session: ChatSession) -> Iterator[str]:
         try:
             yield ask_line()
         except KeyboardInterrupt:
+            forget()
             note("Ctrl-D or /quit leaves.")
         except EOFError:
             return

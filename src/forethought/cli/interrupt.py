@@ -1,13 +1,61 @@
-"""Ctrl-C while a model writes: stop within a token, lose nothing of what came."""
+"""Ctrl-C: while a model writes it stops within a token, and before that it is never lost.
+
+Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of the import
+system, a ``__del__`` or a library's blanket ``except`` it is printed or swallowed, and the program
+would go on as if nobody had pressed anything. So the handler of :func:`remembered` also writes the
+press down, and whoever begins long work asks :func:`raise_if_pressed` first.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from forethought.engines.protocol import Handle
+if TYPE_CHECKING:
+    from forethought.engines.protocol import Handle
+
+_pressed = threading.Event()
+
+
+def _press(number: int, frame: FrameType | None) -> NoReturn:
+    _pressed.set()
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """While entered, a Ctrl-C is raised as ever, and remembered until :func:`forget`."""
+    forget()
+    main_thread = threading.current_thread() is threading.main_thread()
+    # whoever started us may have had Ctrl-C ignored (nohup, a shell's background job)
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pressed() -> bool:
+    """Was Ctrl-C pressed, and not answered yet?"""
+    return _pressed.is_set()
+
+
+def forget() -> None:
+    """The Ctrl-C was answered, and what comes next is new work."""
+    _pressed.clear()
+
+
+def raise_if_pressed() -> None:
+    """Raise the KeyboardInterrupt that something swallowed; nothing if there was none."""
+    if _pressed.is_set():
+        raise KeyboardInterrupt
 
 
 class StopOnInterrupt:
@@ -23,6 +71,7 @@ class StopOnInterrupt:
         self.happened = False
 
     def __enter__(self) -> StopOnInterrupt:
+        raise_if_pressed()
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._interrupted)
         return self
@@ -30,11 +79,14 @@ class StopOnInterrupt:
     def watch(self, handle: Handle) -> Handle:
         """From now on Ctrl-C cancels ``handle``, which is given back."""
         self._handle = handle
+        if pressed():
+            handle.cancel()
+            raise KeyboardInterrupt
         return handle
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.happened or self._handle is None:
-            raise KeyboardInterrupt
+            _press(number, frame)
         self.happened = True
         self._handle.cancel()
 

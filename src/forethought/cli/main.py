@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from forethought.errors import ForethoughtError
 
@@ -82,6 +82,22 @@ def _guarded(argv: Sequence[str] | None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    from forethought.cli.interrupt import pressed, raise_if_pressed, remembered
+
+    with remembered():
+        try:
+            result = _parsed(arguments)
+            raise_if_pressed()
+            return int(result() if callable(result) else result or 0)
+        except Exception:
+            # a library may have made an error of its own of the interrupt
+            if pressed():
+                raise KeyboardInterrupt from None
+            raise
+
+
+def _parsed(arguments: list[str]) -> Verb | int | None:
+    """The verb that the arguments ask for, or the exit code where there is none to run."""
     import typer
 
     from forethought.cli.usage import help_instead, usage_sentence
@@ -100,9 +116,7 @@ def _run(arguments: list[str]) -> int:
             raise
         _say(sentence)
         return 2
-    if callable(result):
-        return int(result())
-    return int(result or 0)
+    return cast("Verb | int | None", result)
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forethought.cli import options
+from forethought.cli.interrupt import raise_if_pressed
 from forethought.cli.settings import MAX_SEED, MAX_THREADS
 from forethought.cli.terminal import note, print_json, require
 from forethought.cli.terminal import show as show_text
@@ -295,6 +296,7 @@ class StopAfterStep:
         return self.signal is not None
 
     def __enter__(self) -> StopAfterStep:
+        raise_if_pressed()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._asked)
