@@ -122,7 +122,7 @@ F32_64 = ("a", (64,), 0, bytes(256))
 BAD = {
     "not a GGUF file": b"PK\x03\x04 a zip file, surely",
     "damaged": b"GGUF",
-    "not a GGUF file: choose": b"",
+    "not a GGUF file: download it again": b"",
     "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
     "version 1": b"GGUF" + struct.pack("<IQQ", 1, 0, 0),
     "metadata keys": b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40),
@@ -148,6 +148,13 @@ BAD = {
     + struct.pack("<IIQ", 9, 0, 1 << 62)
     + bytes(64),
 }
+
+
+def test_a_file_of_another_kind_asks_for_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ModelError, match=r"not a GGUF file: choose one that ends in \.gguf"):
+        read_header(path)
 
 
 @pytest.mark.parametrize("sentence", BAD)

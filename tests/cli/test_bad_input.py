@@ -137,12 +137,20 @@ def test_a_question_of_a_megabyte_and_more(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_question_beyond_the_context_says_by_how_many_tokens(ask: Cli) -> None:
+    # an option that raises the context is named where it is one, and nowhere else
     done = ask(stdin=b"word " * 12_000)
     assert done.returncode == 2
-    assert "too many" in sentence(done)
-    done = ask(QUESTION, "--ctx", "32")
+    assert "was trained for: " in sentence(done)
+    assert sentence(done).endswith(" too many; shorten it.\n")
+    done = ask("--ctx", "64", stdin=b"word " * 200)
     assert done.returncode == 2
-    assert "too many" in sentence(done) or "more than" in sentence(done)
+    assert sentence(done).endswith(" too many; shorten it or raise --ctx.\n")
+    done = ask(QUESTION, "--max-tokens", "50000")
+    assert done.returncode == 2
+    assert sentence(done).endswith(" was trained for; lower --max-tokens.\n")
+    done = ask(QUESTION, "--ctx", "64", "--max-tokens", "60")
+    assert done.returncode == 2
+    assert sentence(done).endswith(" the context of 64; lower --max-tokens or raise --ctx.\n")
 
 
 def test_files_that_are_no_models(cli: Cli, tmp_path: Path, smollm2_path: Path) -> None:

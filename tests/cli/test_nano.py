@@ -202,7 +202,10 @@ def test_show_tells_how_it_was_made(cli: Cli) -> None:
     assert row["verified"] is True
     assert row["source"] == "comes with forethought"
     assert row["license"] == "Apache-2.0"
+    context = card["shape"]["max_position_embeddings"]
+    assert row["context"] == row["trained_context"] == context
     text = cli("models", "show", "nano").stdout.decode()
+    assert f"at a context of {context} tokens" in text
     for words in (card["commit"], card["sha256"], card["recipe"], "hidden_size", "Apache-2.0"):
         assert words in text
     if not is_here():
@@ -263,11 +266,25 @@ def test_a_changed_byte_is_what_doctor_and_show_find(cli: Cli, broken: Broken) -
     assert "install forethought again" in cli("doctor", **variables).stdout.decode()
 
 
-@pytest.mark.parametrize(("name", "content"), [("nano.gguf", b"GGUF"), ("nano.json", None)])
+def _of_another_kind() -> bytes:
+    """As long as the file, and no GGUF: what a proxy or a text-mode checkout leaves."""
+    whole = source_root() / "forethought" / "zoo" / "nano.gguf"
+    return b"PK" + bytes(whole.stat().st_size - 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("nano.gguf", lambda: b"GGUF"),
+        ("nano.gguf", _of_another_kind),
+        ("nano.json", lambda: None),
+    ],
+    ids=["cut off", "of another kind", "gone"],
+)
 def test_what_is_cut_off_or_gone_is_said_in_one_sentence(
-    name: str, content: bytes | None, cli: Cli, broken: Broken
+    name: str, content: Callable[[], bytes | None], cli: Cli, broken: Broken
 ) -> None:
-    variables = broken(name, content)
+    variables = broken(name, content())
     for arguments in (["ask", COUNTDOWN], ["ask", CAPITAL, "--json"], ["models", "show", "nano"]):
         done = cli(*arguments, **variables)
         assert done.returncode in (1, 2), arguments

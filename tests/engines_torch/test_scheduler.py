@@ -398,7 +398,7 @@ def test_what_is_stored_is_always_a_prefix_of_what_is_known(engine: TorchEngine)
     ]
     script += tokenizer.encode(" then", parse_special=False)
     tags = ThinkTags()
-    checker = RequestChecker("tiny", tokenizer, 300, tags)
+    checker = RequestChecker("tiny", tokenizer, 300, tags, trained=512)
     prompt = Prompt((), "x", (5, 6, 7), starts_in_thought=True)
     request = Request(
         prompt, budget=Budget(max_tokens=160, max_thought=120, min_thought=25), seed=1

@@ -1,8 +1,8 @@
 """The model that comes with forethought: a GGUF in `zoo`, and its card, a JSON file beside it.
 
 It is read where it lies: no network, no copy in the models folder. The card has the file's size and
-SHA-256. The size is looked at whenever the model is used; the hash, which takes tens of
-milliseconds, only by `verify`. `benchmarks/data/release_nano.py` writes both files.
+SHA-256. Size and first bytes are looked at whenever the model is used; the hash, which takes tens
+of milliseconds, only by `verify`. `benchmarks/data/release_nano.py` writes both files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, cast
 
 from forethought.checkpoints.catalogue import BundledSource, Entry
+from forethought.checkpoints.gguf_header import MAGIC
 from forethought.checkpoints.store import Installed
 from forethought.errors import ModelError, UserError
 
@@ -75,10 +76,14 @@ def find(entry: Entry, quant: str | None = None) -> Installed | None:
     path = ZOO / source.file
     try:
         size = path.stat().st_size
+        with path.open("rb") as stream:
+            magic = stream.read(len(MAGIC))
     except OSError as error:
         raise _damaged(entry.name, path, str(error.strerror)) from None
     if size != card.size:
         raise _damaged(entry.name, path, f"{size} bytes instead of {card.size}")
+    if magic != MAGIC:
+        raise _damaged(entry.name, path, "it does not begin as a GGUF file does")
     return Installed(
         name=entry.name,
         path=path,

@@ -278,13 +278,15 @@ def _disk_row(item: Installed, context: int) -> dict[str, Any]:
 
 
 def header_facts(path: Any, context: int) -> dict[str, Any]:
-    """What a GGUF header says, and the memory the model takes at ``context`` tokens."""
+    """What a GGUF header says, and the memory the model takes at ``context`` tokens, or at as many
+    as it was trained for."""
     from forethought.checkpoints.gguf_header import read_header
     from forethought.checkpoints.gguf_memory import memory_needed
 
     header = read_header(path)
     limit = header.context_length
-    need = memory_needed(header, min(context, limit) if limit else context)
+    context = min(context, limit) if limit else context
+    need = memory_needed(header, context)
     return {
         "architecture": header.architecture,
         "quant": header.quantisation,
@@ -293,6 +295,7 @@ def header_facts(path: Any, context: int) -> dict[str, Any]:
         "vocabulary": header.vocabulary_size,
         "trained_context": limit,
         "chat_template": header.chat_template is not None,
+        "context": context,
         "memory_bytes": need.total,
         "memory": {"weights": need.weights, "cache": need.cache, "compute": need.compute},
     }
@@ -321,7 +324,7 @@ def _print_table(rows: list[dict[str, Any]], context: int) -> None:
     else:
         show_text(columns([head, *cells], right=frozenset({1, 2})))
     note(
-        f"Memory is for a context of {context} tokens (--ctx). "
+        f"Memory is for a context of {context} tokens (--ctx), or all a model was trained for. "
         "forethought models pull NAME downloads one."
     )
 
@@ -384,15 +387,16 @@ def _show(name: str, ctx: int | None, *, params: bool, as_json: bool) -> int:
         if path.is_dir():
             from forethought.cli.network import folder_facts
 
-            row |= folder_facts(path, context) | {"context": context}
+            row |= folder_facts(path, context)
         else:
-            row |= header_facts(path, context) | {"context": context}
+            row |= header_facts(path, context)
     if as_json:
         _print_json(row)
         return 0
     if row["installed"]:
         kind = f" as {row['memory_dtype']}" if "memory_dtype" in row else ""
-        row["memory"] = f"{size(row['memory_bytes'])}{kind} at a context of {context} tokens"
+        held = row["context"]
+        row["memory"] = f"{size(row['memory_bytes'])}{kind} at a context of {held} tokens"
         row["size"] = size(row["size_bytes"])
     lines = []
     for key, value in row.items():

@@ -48,6 +48,7 @@ def folder_facts(folder: Path, context: int) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "trained_context": config.max_position_embeddings,
         "chat_template": _has_template(folder),
+        "context": tokens,
         "memory_bytes": weights + cache,
         "memory_dtype": "float32",
         "memory": {"weights": weights, "cache": cache, "compute": 0},

@@ -57,8 +57,13 @@ class RequestChecker:
     ``name``: the model's file or folder, for the sentences. ``vocabulary``: number of ids.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer, vocabulary: int, tags: ThinkTags) -> None:
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, vocabulary: int, tags: ThinkTags, *, trained: int
+    ) -> None:
+        """``trained``: tokens of context that the network was trained for, which no option raises;
+        0 where that is unknown."""
         self._name = name
+        self._trained = trained
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._tags = tags
@@ -98,10 +103,15 @@ class RequestChecker:
         assert request.prompt.ids is not None
         prompt = len(request.prompt.ids)
         budget = request.budget
+        all_there_is = raise_it = ""
+        if most < self._trained:
+            raise_it = " or raise --ctx"
+        else:
+            all_there_is = f", all that {self._name} was trained for"
         if prompt >= most:
             raise UserError(
-                f"the prompt is {prompt} tokens and the context {most}: "
-                f"{prompt - most + 1} too many; shorten it or raise --ctx."
+                f"the prompt is {prompt} tokens and the context {most}{all_there_is}: "
+                f"{prompt - most + 1} too many; shorten it{raise_it}."
             )
         room = most - prompt
         if budget.max_tokens is not None:
@@ -111,7 +121,7 @@ class RequestChecker:
                 raise UserError(
                     f"the prompt ({prompt} tokens) and --max-tokens {budget.max_tokens} need "
                     f"{prompt + budget.max_tokens} tokens, {budget.max_tokens - room} more than "
-                    f"the context of {most}; lower --max-tokens or raise --ctx."
+                    f"the context of {most}{all_there_is}; lower --max-tokens{raise_it}."
                 )
             max_tokens = budget.max_tokens
         else:

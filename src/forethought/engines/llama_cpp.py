@@ -55,7 +55,11 @@ class LlamaCppEngine:
         self._handles: weakref.WeakSet[StreamHandle] = weakref.WeakSet()
         self._tags = with_tag_ids(tags or ThinkTags(), self._tokenizer)
         self._checker = RequestChecker(
-            options.path.name, self._tokenizer, len(self._tokenizer.vocabulary), self._tags
+            options.path.name,
+            self._tokenizer,
+            len(self._tokenizer.vocabulary),
+            self._tags,
+            trained=options.header.context_length or 0,
         )
 
     # -- what it is

@@ -79,7 +79,11 @@ class TorchEngine:
         self._tags = with_tag_ids(tags or ThinkTags(), tokenizer)
         size = min(tokenizer.size, network.config.vocab_size)
         self._checker = RequestChecker(
-            options.name, tokenizer, network.config.vocab_size, self._tags
+            options.name,
+            tokenizer,
+            network.config.vocab_size,
+            self._tags,
+            trained=network.config.max_position_embeddings,
         )
         self._program = make_program(network, options.precision, share=options.share)
         vocabulary = Vocabulary(
