@@ -159,6 +159,7 @@ class TestOnEachGpu:
         (["--gpus", "2"], "cpu", '--gpus 2 is for a recipe with device = "cuda"'),
         (["--gpus", "65"], "cpu", "--gpus must be from 1 to 64, not 65"),
         (["--gpus", "2"], "cuda", "--gpus 2: torch finds 0 here"),
+        ([], "cuda", "torch finds no CUDA GPU here; run the recipe micro on a machine that has"),
         (["--gpus", "2", "--until", "pre"], "cuda", "--until pre: the recipe micro has no such"),
     ],
 )

@@ -190,8 +190,9 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device, or UserError with one sentence where this machine or torch lacks it."""
+def usable_device(device: torch.device | str, instead: str = "use cpu") -> torch.device:
+    """The device, or UserError with one sentence where this machine or torch lacks it, which ends
+    in what to do ``instead``."""
     try:
         wanted = torch.device(device)
     except RuntimeError:
@@ -199,11 +200,11 @@ def usable_device(device: torch.device | str) -> torch.device:
     if wanted.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if not count:
-            raise UserError(f"device {wanted}: torch finds no CUDA GPU here; use cpu")
+            raise UserError(f"device {wanted}: torch finds no CUDA GPU here; {instead}")
         if (wanted.index or 0) >= count:
             raise UserError(f"device {wanted}: this machine has {count} CUDA GPU(s), from cuda:0")
     elif wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"device {wanted}: torch finds no Apple GPU here; use cpu")
+        raise UserError(f"device {wanted}: torch finds no Apple GPU here; {instead}")
     return wanted
 
 

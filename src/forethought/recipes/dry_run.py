@@ -331,7 +331,9 @@ def _timed(
     import torch
 
     from forethought.models.loading import DTYPES, build
+    from forethought.recipes.workshop import device_of
 
+    device = device_of(recipe)
     before = torch.get_num_threads()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -339,7 +341,7 @@ def _timed(
         torch.set_num_threads(max(1, before // recipe.lanes))
     try:
         dtype = DTYPES[recipe.dtype]
-        network = build(config, device=recipe.device, dtype=dtype, mtp=_with_mtp(config))
+        network = build(config, device=device, dtype=dtype, mtp=_with_mtp(config))
         found = []
         for facts, stage in zip(stages, recipe.stages, strict=True):
             measured = measure(network, stage, recipe.lanes)

@@ -34,7 +34,7 @@ from forethought.recipes.recipe import Recipe, nearest_of
 from forethought.recipes.recipe import Stage as StageConfig
 from forethought.recipes.source import commit
 from forethought.recipes.tensorboard import Board, NoBoard, open_board
-from forethought.recipes.workshop import Workshop
+from forethought.recipes.workshop import Workshop, device_of
 from forethought.training.config import RejectionConfig, RLConfig
 from forethought.training.judged_samples import pool_for
 from forethought.training.monitor import Monitor, Number, Silent
@@ -88,6 +88,7 @@ def train(
             )
     monitor = monitor or Silent()
     check_until(recipe.recipe, until)
+    device_of(recipe.recipe)  # before the folder is made
     with joined(recipe.recipe.device) as ranks:
         threads = recipe.recipe.threads or max(1, cores()[0] // recipe.recipe.lanes)
         isolated = adapters.isolated if recipe.adapted else None

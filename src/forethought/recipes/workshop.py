@@ -83,10 +83,18 @@ def corpus_spec(loaded: LoadedRecipe, config: CorpusConfig) -> CorpusSpec:
     )
 
 
+def device_of(recipe: Recipe) -> torch.device:
+    """Where the recipe computes. Raises UserError where this machine has no such device."""
+    return usable_device(
+        recipe.device,
+        f"run the recipe {recipe.name} on a machine that has one, or set device in a copy of it",
+    )
+
+
 def network_of(loaded: LoadedRecipe, tokenizer: TrainedTokenizer) -> CausalLM:
     """The network with its first weights: the base's, or drawn from the recipe's seed."""
     recipe = loaded.recipe
-    device = usable_device(recipe.device)
+    device = device_of(recipe)
     dtype = usable_dtype(DTYPES[recipe.dtype], device)
     if recipe.base is not None:
         from forethought.checkpoints.hf_config import read_config
