@@ -52,6 +52,9 @@ ALLOWED_REASONS = (
 NOT_RUN = 18
 """Blocks that no test runs. Whoever adds one has to count it here."""
 
+TRAIN = "forethought train my-task.toml --out runs/my\n"
+"""What a reader typed before the blocks that name this run."""
+
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- not run: (.+?) -->\n\Z")
 
@@ -87,9 +90,12 @@ def _parameter(block: Block) -> object:
     generations = len(re.findall(r"forethought ask|ft\.load|forethought chat", block.text))
     # torch takes seconds to start; the README runs it once
     most = 0 if "networks-and-checkpoints" in block.file else 1
-    # so does a run that is made again or asked afterwards, and the audit of all families
+    # so does a run that is made again or asked afterwards, the audit of all families, and a step
+    # through a network of 135 million
     runs = len(re.findall(r"forethought (?:train|ask -m runs)", block.text))
-    long = runs > 1 or "problems audit" in block.text
+    again = "forethought train" in block.text and TRAIN not in block.text
+    trains_again = again and "--dry-run" not in block.text
+    long = runs > 1 or trains_again or re.search(r"problems audit|loss\.backward", block.text)
     slow = long or (generations > most and block.file != "README.md")
     return pytest.param(
         block,
@@ -114,8 +120,6 @@ def exported(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 EXAMPLES = REPOSITORY / "docs" / "examples"
 TRAINS = r'train my-task.toml --out runs/my\b|out="runs/my"'
-TRAIN = "forethought train my-task.toml --out runs/my\n"
-"""The same, for blocks that name this run."""
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ SUMMARY = re.compile(
 
 
 def test_the_answer_is_on_stdout_and_the_thought_on_stderr(ask: Cli) -> None:
-    done = ask(QUESTION, "--seed", "7", "--max-tokens", "200")
+    same = ("--seed", "7", "--max-tokens", "80", "--max-thought", "30")
+    done = ask(QUESTION, *same)
     assert done.returncode == 0, done.stderr
     thought = done.stderr.decode()
     assert thought.startswith("thinking:\n")
@@ -34,7 +35,7 @@ def test_the_answer_is_on_stdout_and_the_thought_on_stderr(ask: Cli) -> None:
     assert answer == answer.lstrip()
     assert "<think>" not in answer + thought
     assert "</think>" not in answer + thought
-    again = json.loads(ask(QUESTION, "--seed", "7", "--max-tokens", "200", "--json").stdout)
+    again = json.loads(ask(QUESTION, *same, "--json").stdout)
     assert again["answer"].strip() == answer.strip()
 
 
@@ -69,7 +70,7 @@ def test_ids_and_logprobs_stand_side_by_side(kind: list[str], ask: Cli) -> None:
 
 def test_several_samples(ask: Cli) -> None:
     # side by side the last bits depend on the order of work, but for --reproducible
-    same = ("-n", "3", "--max-tokens", "40", "--seed", "1", "--reproducible")
+    same = ("-n", "3", "--max-tokens", "24", "--seed", "1", "--reproducible")
     done = ask(QUESTION, "--json", *same)
     reply = json.loads(done.stdout)
     assert list(reply) == ["samples"]
@@ -107,17 +108,18 @@ def test_the_raw_prompt_is_what_is_counted(ask: Cli) -> None:
 
 
 def test_budgets_and_stops(ask: Cli) -> None:
-    reply = json.loads(ask(QUESTION, "--json", "--max-thought", "40", "--seed", "1").stdout)
-    assert reply["usage"]["thought_tokens"] <= 40
+    some = ("--json", "--seed", "1", "--max-tokens", "80")
+    reply = json.loads(ask(QUESTION, "--max-thought", "30", *some).stdout)
+    assert 0 < reply["usage"]["thought_tokens"] <= 30
     assert reply["answer"]
-    none = json.loads(ask(QUESTION, "--json", "--max-thought", "0", "--seed", "1").stdout)
+    none = json.loads(ask(QUESTION, "--max-thought", "0", *some).stdout)
     assert none["usage"]["thought_tokens"] == 0
-    done = ask(QUESTION, "--max-tokens", "30", "--seed", "1")
+    done = ask(QUESTION, "--max-tokens", "20", "--seed", "1")
     assert "token limit" in done.stderr.decode() or "end of answer" in done.stderr.decode()
-    greedy = [ask(QUESTION, "--temperature", "0", "--max-tokens", "40").stdout for _ in range(2)]
+    greedy = [ask(QUESTION, "--temperature", "0", "--max-tokens", "30").stdout for _ in range(2)]
     assert greedy[0] == greedy[1]
     first = greedy[0].decode().split()[1]
-    stopped = ask(QUESTION, "--temperature", "0", "--max-tokens", "40", "--stop", first)
+    stopped = ask(QUESTION, "--temperature", "0", "--max-tokens", "30", "--stop", first)
     assert first not in stopped.stdout.decode()
     assert "stop string" in stopped.stderr.decode()
 
@@ -130,7 +132,8 @@ def test_a_hidden_thought_is_not_shown(ask: Cli) -> None:
 
 
 def test_a_pipe_counts_the_answer_alone(home: Path, smollm2_path: Path) -> None:
-    command = f"{sys.executable} -m forethought ask '{QUESTION}' --seed 7 --max-tokens 200"
+    budget = "--seed 7 --max-tokens 80 --max-thought 20"
+    command = f"{sys.executable} -m forethought ask '{QUESTION}' {budget}"
     variables = environment(home, **local(smollm2_path))
     answer = subprocess.run(command, shell=True, env=variables, capture_output=True).stdout  # noqa: S602
     counted = subprocess.run(  # noqa: S602

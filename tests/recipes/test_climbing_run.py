@@ -104,6 +104,7 @@ def test_a_climb_that_was_killed_is_the_same_climb(whole: Path, tmp_path: Path) 
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_climb_together_and_go_on_where_they_stopped(
     whole: Path, tmp_path: Path
 ) -> None:

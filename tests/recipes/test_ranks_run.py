@@ -74,6 +74,7 @@ def test_it_is_the_run_of_one_process_but_for_rounding(run: Path, tmp_path: Path
     assert weights.keys() == others.keys()
 
 
+@pytest.mark.slow
 def test_a_stop_that_one_is_asked_for_stops_both_and_resumes_to_the_same_bits(
     run: Path, tmp_path: Path
 ) -> None:
