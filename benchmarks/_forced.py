@@ -7,11 +7,13 @@ the real sampler, the real losses and the real optimiser.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from forethought.engines.protocol import SamplingParameters
+from forethought.engines.torch.rollout import RolloutSample
 from forethought.problems.problem import CORRECT, Problem, wrong
 from forethought.training.judging import Judged, Reply
 
@@ -91,19 +93,29 @@ def forced_policy(network: Any, vocabulary: int, ranks: Any = None) -> Any:
 
     class Forced(Policy):
         def sample(
-            self, problems: Any, n: int, seeds: Any, sampling: Any, most: int, **more: Any
-        ) -> Any:
-            fast = self._on_cuda(more["rows"], more["record_experts"] and self.has_experts)
-            ranks, heard = self.lanes.ranks, more.get("on_finished")
+            self,
+            problems: Sequence[Problem],
+            n: int,
+            seeds: Sequence[int],
+            sampling: SamplingParameters,
+            max_tokens: int,
+            *,
+            rows: int,
+            record_experts: bool = False,
+            on_finished: Callable[[int, int, RolloutSample], None] | None = None,
+        ) -> list[list[RolloutSample]]:
+            fast = self._on_cuda(rows, record_experts and self.has_experts)
+            ranks = self.lanes.ranks
             own = ranks.own(len(problems))
             groups = fast.sample(
                 [self.prompter.ids(problems[at].text) for at in own],
                 n,
                 [seeds[at] for at in own],
                 sampling,
-                most,
+                max_tokens,
                 lengths=[plan[at] for at in own],
-                on_finished=heard and (lambda at, index, one: heard(own[at], index, one)),
+                on_finished=on_finished
+                and (lambda at, index, one: on_finished(own[at], index, one)),
             )
             return gather_samples(ranks, groups, len(problems))
 

@@ -133,7 +133,7 @@ def _side_by_side(
     draw: Callable[[Any], list[Problem]], arguments: Sequence[tuple[Any, ...]]
 ) -> dict[str, list[Problem]]:
     families = [of[0] for of in arguments]
-    gpu_in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    gpu_in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     if all(isinstance(one, Family) for one in families) and not gpu_in_use:
         with ProcessPoolExecutor(max(1, cores()[1]), get_context("fork")) as pool:
             drawn = list(pool.map(draw, arguments))

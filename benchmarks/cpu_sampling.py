@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -119,9 +120,10 @@ class Transformers:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         torch.set_num_threads(threads)
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        ).eval()
+        )
+        self.model.train(False)
 
     def __call__(self, ids: list[int], n: int, seed: int, sample: bool) -> dict[str, Any]:
         torch.manual_seed(seed)
@@ -144,6 +146,14 @@ class Transformers:
         return {"s": time.perf_counter() - started, "ids": out[0, len(ids) :].tolist()}
 
 
+def _linear(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, weight)
+
+
+def _product(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.mm(x, weight)
+
+
 class Products:
     """A step's matrix products and nothing else, on random weights of the same shapes."""
 
@@ -153,8 +163,8 @@ class Products:
         plain = [torch.randn(shape) for shape in shapes]
         transposed = [weight.t().contiguous() for weight in plain]
         self.kinds: dict[str, list[Callable[[torch.Tensor], torch.Tensor]]] = {
-            "F.linear": [lambda x, w=w: F.linear(x, w) for w in plain],
-            "transposed": [lambda x, w=w: torch.mm(x, w) for w in transposed],
+            "F.linear": [partial(_linear, w) for w in plain],
+            "transposed": [partial(_product, w) for w in transposed],
             "our kernels": [make_kernel(w, None, "float32") for w in plain],
         }
         self._widths = [shape[1] for shape in shapes]

@@ -48,6 +48,7 @@ PLATEAU_SECONDS = 60
 ROUNDS = 4
 SAMPLING_SHARE = 0.5
 """Of rejection sampling's seconds: the rest goes into fine-tuning on what was kept."""
+QUIET = {"evaluate_every": 0, "save_every": 10**6}
 
 
 def seconds_of(run: Path, stage: str) -> list[float]:
@@ -59,7 +60,7 @@ def seconds_of(run: Path, stage: str) -> list[float]:
 def sampling_rate(run: Path) -> float:
     """Seconds of one RL sample, verdict included."""
     lines = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
-    spent = sum(
+    spent: float = sum(
         line["seconds/sampling"] + line["seconds/verdicts"]
         for line in lines
         if line["stage"] == "rl" and "seconds/sampling" in line
@@ -118,14 +119,13 @@ def arms(run: Path) -> dict[str, tuple[object, int]]:
     step = sum(seconds_of(run, "pretrain")) / pretrain.steps
     problems = math.ceil(SAMPLING_SHARE * budget / sampling_rate(run) / rl.group_size)
     tuned = math.ceil((1 - SAMPLING_SHARE) * budget / step)
-    quiet = {"evaluate_every": 0, "save_every": 10**6}
-    again = rl.model_copy(update=quiet)
+    again = rl.model_copy(update=QUIET)
 
     def further(seconds: float) -> PretrainConfig:
         steps = math.ceil(seconds / step)
         change = {"warmup_steps": min(20, steps), "decay_steps": steps // 2}
         optimizer = pretrain.optimizer.model_copy(update=change)
-        return pretrain.model_copy(update={**quiet, "steps": steps, "optimizer": optimizer})
+        return pretrain.model_copy(update={**QUIET, "steps": steps, "optimizer": optimizer})
 
     def rejection(rounds: int) -> RejectionConfig:
         steps = math.ceil(tuned / rounds)
@@ -143,7 +143,8 @@ def arms(run: Path) -> dict[str, tuple[object, int]]:
                 warmup_steps=min(10, steps),
                 decay_steps=min(steps, tuned // 2),
             ),
-            **quiet,
+            evaluate_every=QUIET["evaluate_every"],
+            save_every=QUIET["save_every"],
         )
 
     return {

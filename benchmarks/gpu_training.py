@@ -126,8 +126,9 @@ def pretrain_transformers(shape: str, experts: str | None = None) -> Figures:
     config = transformers_config(shape)
     if experts is not None:
         config._experts_implementation = experts
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda().train()
-    compiled = torch.compile(model)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda()
+    model.train()
+    compiled: Any = torch.compile(model)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.tensor(_texts(config.vocab_size), device="cuda")[:, :LENGTH]
 
@@ -200,7 +201,8 @@ def grpo_trl(shape: str) -> Figures:
         PreTrainedTokenizerFast,
         TrainerCallback,
     )
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     from _forced import END, MOST, PROBLEMS, SAMPLES, lengths, prompt_ids, reward_of
 
@@ -247,7 +249,7 @@ def grpo_trl(shape: str) -> Figures:
             torch.cuda.synchronize()
             marks.append(time.perf_counter())
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [reward_of(ids) for ids in completion_ids]
 
     prompts = [
@@ -327,7 +329,7 @@ def _ratio(found: dict[str, Figures], ours: str, theirs: str, key: str) -> float
     one, other = found.get(ours, {}).get(key), found.get(theirs, {}).get(key)
     if not one or not other:
         return None
-    return round(one / other if key == "tokens_per_second" else other / one, 2)
+    return round(float(one / other if key == "tokens_per_second" else other / one), 2)
 
 
 def _print_table(found: dict[str, Figures]) -> None:

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -208,10 +209,10 @@ class Ablations:
                 if name in DENSE:
                     continue
                 changed = ARMS[name](self.rl)
-                self._keep(f"{name}, seed {seed}", lambda c=changed, s=seed: self._of_rl(c, s))
+                self._keep(f"{name}, seed {seed}", partial(self._of_rl, changed, seed))
         for name in names:
             if name in DENSE:
-                self._keep(name, lambda n=name: self._from_nothing(n))
+                self._keep(name, partial(self._from_nothing, name))
 
     def _keep(self, name: str, compute: Callable[[], Figures]) -> None:
         if name in self.found["arms"] and "failed" not in self.found["arms"][name]:

@@ -50,7 +50,7 @@ QUIET = {"evaluate_every": 0, "save_every": 10**6}
 
 def further(run: Path, loaded: LoadedRecipe, seconds: float) -> PretrainConfig:
     """Pretraining for so many seconds."""
-    pretrain = _stage(loaded, PretrainConfig)
+    pretrain: PretrainConfig = _stage(loaded, PretrainConfig)
     steps = max(1, round(seconds / _step(run, pretrain)))
     change = {"warmup_steps": min(pretrain.optimizer.warmup_steps, steps // 10),
               "decay_steps": steps // 2}  # fmt: skip
@@ -121,7 +121,8 @@ def rejection(run: Path, loaded: LoadedRecipe, seconds: float, pace: Pace) -> Re
             warmup_steps=min(10, steps),
             decay_steps=steps // 2,
         ),
-        **QUIET,
+        evaluate_every=QUIET["evaluate_every"],
+        save_every=QUIET["save_every"],
     )
 
 

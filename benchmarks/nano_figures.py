@@ -317,7 +317,8 @@ class Work:
 
 def report(found: Figures) -> Figures:
     """Print the tables; the figures of the JSON line."""
-    names, compact = list(found["models"]), {}
+    names = list(found["models"])
+    compact: dict[str, Any] = {}
     print(f"{found['machine']}\nrecipe {found['recipe']}; pass@1 (standard error), cons@k\n")
     parts = {name: found["models"][name].get("T1") for name in names}
     there = [name for name in names if parts[name]]

@@ -173,7 +173,8 @@ def compare_greedy(run: Path, problems: Sequence[Problem], threads: int) -> dict
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(threads)
-    network = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(run, dtype=torch.float32)
+    network.train(False)
     context, end = network.config.max_position_embeddings, network.config.eos_token_id
     differ: dict[str, list[dict[str, Any]]] = {"llama.cpp": [], "forethought torch": []}
     written = 0

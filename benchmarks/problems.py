@@ -11,7 +11,6 @@ the machine counts less. Prints a table and ends with one JSON line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from statistics import harmonic_mean, median
 from time import process_time
 
@@ -72,7 +71,7 @@ def measure_use() -> dict[str, float]:
     held_out_problems(bundled, 256, 0)
     held_out = process_time() - start
     stream = ProblemStream(bundled, 0)
-    corpus = Corpus(CorpusSpec(tuple(BUNDLED), {}, {}, None, CorpusConfig(), 0, Path()))
+    corpus = Corpus(CorpusSpec(tuple(BUNDLED), {}, {}, None, CorpusConfig(), 0))
 
     def draw(number: int) -> None:
         for index in range(number * CHUNK, (number + 1) * CHUNK):

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -92,7 +93,7 @@ def train(ids: torch.Tensor, steps: int, threads: int) -> dict[str, torch.Tensor
         ahead = network.mtp_logits(batch[:, 1:-1], hidden)
         further = F.cross_entropy(ahead.flatten(0, 1), batch[:, 2:].flatten())
         optimizer.zero_grad()
-        (main + MTP_WEIGHT * further).backward()
+        (main + MTP_WEIGHT * further).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -158,7 +159,7 @@ def main() -> None:
     tokens = PROMPTS * NEW_TOKENS
     acceptance = guessing.acceptance
     assert acceptance is not None
-    result = {
+    result: dict[str, Any] = {
         "acceptance": round(acceptance, 3),
         "steps_per_token": {
             "plain": round((plain.steps - first_steps[0]) / tokens, 3),

@@ -101,7 +101,7 @@ class Scripted(Random):
         self._at += 1
         return draw
 
-    def choice(self, seq: Sequence[Any]) -> Any:
+    def choice(self, seq: Any) -> Any:
         return seq[int(self.random() * len(seq))]
 
 
@@ -239,23 +239,23 @@ def fitted(questions: Sequence[Question]) -> scope.Weights:
     names = sorted(name for name, count in counts.items() if count >= FEWEST)
     index = {name: at for at, name in enumerate(names)}
     rows = []
-    for one, mask, label in made:
+    for one, mask, number in made:
         structure = np.array(sorted(index[n] for n in one.structure if n in index))
         words = np.array(sorted(index[n] for n in one.words if n in index), dtype=int)
-        rows.append((structure, words, scope.word_scale(len(one.words)), mask, label))
+        rows.append((structure, words, scope.word_scale(len(one.words)), mask, number))
     weights = np.zeros((len(names), len(classes)))
     seen = np.full((len(names), 1), 0.1)
     rng = np.random.default_rng(SEED)
     for _ in range(EPOCHS):
         for at in rng.permutation(len(rows)):
-            structure, words, scale, mask, label = rows[at]
+            structure, words, scale, mask, number = rows[at]
             words = words[rng.random(len(words)) >= DROPPED]
             scores = (
                 mask + weights[structure].sum(0) + scale / (1 - DROPPED) * weights[words].sum(0)
             )
             error = np.exp(scores - scores.max())
             error /= error.sum()
-            error[label] -= 1.0
+            error[number] -= 1.0
             for rows_of, by in ((structure, 1.0), (words, scale)):
                 step = by * error + SHRINK * weights[rows_of]
                 seen[rows_of, 0] += (step**2).mean(1)

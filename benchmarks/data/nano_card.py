@@ -41,7 +41,7 @@ def figures() -> dict[str, Any]:
     levels = nano["families"]["countdown"]["by_level"]
 
     def pass_at_1(one: dict[str, Any]) -> float:
-        return round(one["pass_at_1"], 3)
+        return round(float(one["pass_at_1"]), 3)
 
     found: dict[str, Any] = {
         "what": "512 held-out problems a family, 16 samples each, temperature 1",
