@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from _nano import machine, on_device, save, workshop, write_json
-from equal_compute import SAMPLING_SHARE, arm, seconds_of
+from equal_compute import QUIET, SAMPLING_SHARE, arm, seconds_of
 from forethought.engines.protocol import SamplingParameters
 from forethought.errors import ForethoughtError, ModelError
 from forethought.problems.adapters.adapters import Adapters
@@ -45,7 +45,6 @@ PURPOSE = 77
 """Number of the stream of problems on which the base's pace is measured; no stage has it."""
 MEASURED_BATCHES = 4
 """Samples of the measurement, in times of those side by side."""
-QUIET = {"evaluate_every": 0, "save_every": 10**6}
 
 
 def further(run: Path, loaded: LoadedRecipe, seconds: float) -> PretrainConfig:
