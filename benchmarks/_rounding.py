@@ -57,10 +57,14 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Train, print, save."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--keep", type=Path, default=Path("rounding"), help="folder of the runs")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("runs/rounding"), help="folder of the runs"
+    )
     parser.add_argument("--only", help="kinds, by semicolons")
     arguments = parser.parse_args()
     kinds = arguments.only.split(";") if arguments.only else list(KINDS)
+    if unknown := set(kinds) - set(KINDS):
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}; there are {'; '.join(KINDS)}")
     found = {}
     for number, (name, variables) in enumerate(KINDS.items()):
         if name in kinds:

@@ -153,8 +153,13 @@ BAD = {
 def test_a_file_of_another_kind_asks_for_another_file(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ModelError, match=r"not a GGUF file: choose one that ends in \.gguf"):
+    with pytest.raises(ModelError, match=r"not a GGUF file: choose another that ends in \.gguf"):
         read_header(path)
+    # what would come again is no help
+    old = tmp_path / "old.gguf"
+    old.write_bytes(b"ggml")
+    with pytest.raises(ModelError, match=r"older ggml format\): choose another"):
+        read_header(old)
 
 
 @pytest.mark.parametrize("sentence", BAD)

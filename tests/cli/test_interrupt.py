@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -87,6 +88,53 @@ def test_a_library_that_makes_an_error_of_it(verb: Any, capsys: pytest.CaptureFi
 
     assert verb(ask) == 130
     assert capsys.readouterr().err == ""
+
+
+def test_the_handler_calls_nothing(verb: Any) -> None:
+    """It may interrupt itself, where a wrapper forwards a signal that came here too: a lock taken
+    in it would be waited for by its own thread, for ever."""
+    called = []
+
+    def trace(frame: Any, event: str, argument: object) -> Any:
+        called.append(frame.f_code.co_name)
+
+    def ask() -> int:
+        sys.settrace(trace)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            sys.settrace(None)
+        raise AssertionError("it was interrupted")
+
+    assert verb(ask) == 130
+    assert called == ["press"]
+
+
+def test_a_chat_answers_the_question_after_a_swallowed_press(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from forethought.cli import chat, chat_commands
+
+    handle = _Handle()
+    answered = []
+
+    def run_line(session: object, line: str) -> None:
+        if line == "/model other":
+            _swallowed_press()
+            raise ImportError("initialization failed")
+        with StopOnInterrupt() as interrupt:
+            interrupt.watch(handle)  # type: ignore[arg-type]
+            answered.append(line)
+
+    lines = ["/model other", "What is 2+2?"]
+    monkeypatch.setattr(chat_commands, "run_line", run_line)
+    monkeypatch.setattr(chat, "_typed_lines", lambda session: iter(lines))
+    with remembered():
+        assert chat._converse(object(), interactive=True) == 0  # type: ignore[arg-type]
+    assert answered == ["What is 2+2?"]
+    told = capsys.readouterr().err
+    assert told.count("Stopped.") == 1
+    assert "bug" not in told
 
 
 def test_what_was_answered_does_not_come_again(verb: Any) -> None:

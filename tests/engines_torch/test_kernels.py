@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rounding_noise import RANGE_STEPS
 
@@ -149,8 +149,8 @@ def test_int8_is_within_two_percent_on_ordinary_rows(narrow: bool) -> None:
 
 @needs_int8
 def test_narrow_weights_never_saturate() -> None:
-    """With the instructions of a CPU that has no VNNI the integers are the same, at the worst too:
-    the largest weights side by side, under the largest activations of one sign.
+    """With the instructions of a CPU that has no VNNI nothing saturates, also at the worst: the
+    largest weights side by side, under the largest activations of one sign.
 
     In a process of its own, since fbgemm chooses once. That wide weights do saturate there shows
     that it has chosen so.
@@ -159,16 +159,14 @@ def test_narrow_weights_never_saturate() -> None:
 import torch
 from forethought.engines.torch.kernels import Int8Kernel, quantize_rows
 
-torch.manual_seed(0)
 worst = torch.ones(8, 64)
-weight = torch.cat((worst, -worst, torch.randn(48, 64)))
-x = torch.cat((torch.ones(1, 64), -torch.ones(1, 64), torch.randn(6, 64)))
+weight = torch.cat((worst, -worst))
+x = torch.cat((torch.ones(1, 64), -torch.ones(1, 64)))
 for narrow in (True, False):
     levels, scale = quantize_rows(weight, narrow=narrow)
-    largest = x.abs().amax(dim=1, keepdim=True)
-    exact = (x.double() @ (levels * scale[:, None]).double().T) / largest
-    error = Int8Kernel(weight, narrow=narrow)(x).double() / largest - exact
-    print(float((error[:2, :16] / exact[:2, :16]).abs().max()))
+    exact = x.double() @ (levels * scale[:, None]).double().T
+    error = Int8Kernel(weight, narrow=narrow)(x).double() - exact
+    print(float((error / exact).abs().max()))
 """
     environment = os.environ | {"FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"}
     done = subprocess.run(
@@ -204,7 +202,8 @@ def test_quantized_rows_come_back_within_half_a_level(narrow: bool) -> None:
     weight_OI[4] = 0
     levels_OI, scale_O = quantize_rows(weight_OI, narrow=narrow)
     assert levels_OI.dtype is torch.int8
-    assert int(levels_OI.abs().max()) == 127 or narrow
+    assert 64 <= int(levels_OI.abs().max()) <= 127
+    assert narrow or int(levels_OI.abs().max()) == 127
     error_OI = (levels_OI * scale_O[:, None] - weight_OI).abs()
     assert bool((error_OI <= scale_O[:, None] * 0.5001).all())
     assert float(scale_O[4]) == 1.0
@@ -344,24 +343,26 @@ def test_int8_bits_are_the_same_in_every_bucket(outputs: int, inputs: int) -> No
 
 
 @needs_int8
-@settings(max_examples=30, deadline=None)
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 9), st.integers(0, 99))
-def test_int8_is_what_its_levels_say(outputs: int, inputs: int, rows: int, seed: int) -> None:
-    """Against the same quantisation written out: a level of the inputs is 2 / 255 (or 2 / 127)."""
+def test_int8_is_what_its_levels_say(
+    narrow: bool, outputs: int, inputs: int, rows: int, seed: int
+) -> None:
+    """Against the same quantisation written out: a level of the inputs is 2 / 255."""
     weight_OI = numbers(outputs, inputs, seed=seed)
     x_NI = numbers(rows, inputs, seed=seed + 1)
-    kernel = Int8Kernel(weight_OI)
-    levels_OI, scale_O = quantize_rows(weight_OI)
+    kernel = Int8Kernel(weight_OI, narrow=narrow)
+    levels_OI, scale_O = quantize_rows(weight_OI, narrow=narrow)
     largest_N1 = x_NI.abs().amax(dim=1, keepdim=True)
-    expected = {}
-    for steps in (255, 127):
-        level = 2 / steps
-        rounded_NI = (x_NI / largest_N1 / level).double().round() * level
-        expected[steps] = rounded_NI @ levels_OI.double().T * scale_O.double() * largest_N1.double()
+    level = 2 / RANGE_STEPS
+    rounded_NI = (x_NI / largest_N1 / level).double().round() * level
+    expected_NO = rounded_NI @ levels_OI.double().T * scale_O.double() * largest_N1.double()
     got_NO = kernel(x_NI).double()
     # Ties of the rounding may fall either way: one level of one input.
     slack_NO = largest_N1.double() * 2 / 127 * (weight_OI.double().abs().amax(dim=1) + 1e-6)
-    assert any(bool(((got_NO - y).abs() <= slack_NO * 2 + 1e-5).all()) for y in expected.values())
+    assert bool(((got_NO - expected_NO).abs() <= slack_NO * 2 + 1e-5).all())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -38,7 +38,8 @@ INT8_BOUND = {False: 0.1, True: 0.2}
 rounding costs at most twice as much."""
 INT8_SLACK = 1.25
 """Times what `rounding_noise` predicts, root mean square. Found: 0.88 to 1.14 times, over five
-networks of four seeds each and both widths; 7 bits in place of 8 would be 1.4 times and more."""
+networks of four seeds each, with wide weights; activations of 7 bits in place of 8 would be 1.4
+times and more."""
 
 
 def through_rows(

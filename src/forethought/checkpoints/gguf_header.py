@@ -508,7 +508,8 @@ def _parse(data: bytes, size: int, path: Path) -> GGUFHeader:
     cursor = _Cursor(data, size, path)
     if data[:4] != MAGIC:
         hint = " (it has an older ggml format)" if data[:4] in {b"ggml", b"ggjt"} else ""
-        what = "download it again" if path.suffix == ".gguf" else "choose one that ends in .gguf"
+        again = path.suffix == ".gguf" and not hint
+        what = "download it again" if again else "choose another that ends in .gguf"
         raise ModelError(f"{path} is not a GGUF file{hint}: {what}.")
     cursor.pos = 4
     version = cursor.u32()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethought.cli import options
 from forethought.cli.ask import ask_options, check_engine, engine_of, has_mtp, not_taken, open_model
-from forethought.cli.interrupt import forget, raise_if_pressed
+from forethought.cli.interrupt import forget, nothing_made_of_ctrl_c, raise_if_pressed
 from forethought.cli.settings import (
     MAX_SEED,
     Value,
@@ -129,8 +129,11 @@ def _converse(session: ChatSession, *, interactive: bool) -> int:
     first_failure = 0
     try:
         for line in lines:
+            if interactive:
+                forget()  # what an earlier line swallowed is not meant for this one
             try:
-                run_line(session, line)
+                with nothing_made_of_ctrl_c():
+                    run_line(session, line)
             except (Leave, BrokenPipeError):
                 raise
             except ForethoughtError as error:
@@ -139,7 +142,6 @@ def _converse(session: ChatSession, *, interactive: bool) -> int:
             except KeyboardInterrupt:
                 if not interactive:
                     raise
-                forget()
                 note("Stopped.")
             except Exception as error:  # a bug of ours must not take the conversation along
                 _note_unexpected(error)
@@ -175,7 +177,6 @@ def _typed_lines(session: ChatSession) -> Iterator[str]:
         try:
             yield ask_line()
         except KeyboardInterrupt:
-            forget()
             note("Ctrl-D or /quit leaves.")
         except EOFError:
             return

@@ -1,9 +1,10 @@
-"""Ctrl-C: while a model writes it stops within a token, and before that it is never lost.
+"""Ctrl-C: while a model writes it stops within a token, and before that it is not lost.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of the import
 system, a ``__del__`` or a library's blanket ``except`` it is printed or swallowed, and the program
 would go on as if nobody had pressed anything. So the handler of :func:`remembered` also writes the
-press down, and whoever begins long work asks :func:`raise_if_pressed` first.
+press down, and every verb, a chat, a generation and a run ask :func:`raise_if_pressed` before they
+begin.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from forethought.engines.protocol import Handle
 
-_pressed = threading.Event()
+# Not an Event: its lock would be taken twice by a handler that interrupts itself.
+_pressed = False
 
 
-def _press(number: int, frame: FrameType | None) -> NoReturn:
-    _pressed.set()
+def press(number: int, frame: FrameType | None) -> NoReturn:
+    """The handler: remember, and raise."""
+    global _pressed
+    _pressed = True
     raise KeyboardInterrupt
 
 
@@ -35,7 +39,7 @@ def remembered() -> Iterator[None]:
     if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    signal.signal(signal.SIGINT, _press)
+    signal.signal(signal.SIGINT, press)
     try:
         yield
     finally:
@@ -44,17 +48,29 @@ def remembered() -> Iterator[None]:
 
 def pressed() -> bool:
     """Was Ctrl-C pressed, and not answered yet?"""
-    return _pressed.is_set()
+    return _pressed
 
 
 def forget() -> None:
     """The Ctrl-C was answered, and what comes next is new work."""
-    _pressed.clear()
+    global _pressed
+    _pressed = False
+
+
+@contextmanager
+def nothing_made_of_ctrl_c() -> Iterator[None]:
+    """While entered, an error that a library made of a Ctrl-C is KeyboardInterrupt again."""
+    try:
+        yield
+    except Exception:
+        if _pressed:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def raise_if_pressed() -> None:
     """Raise the KeyboardInterrupt that something swallowed; nothing if there was none."""
-    if _pressed.is_set():
+    if _pressed:
         raise KeyboardInterrupt
 
 
@@ -86,7 +102,7 @@ class StopOnInterrupt:
 
     def _interrupted(self, number: int, frame: FrameType | None) -> None:
         if self.happened or self._handle is None:
-            _press(number, frame)
+            press(number, frame)
         self.happened = True
         self._handle.cancel()
 

@@ -82,18 +82,12 @@ def _guarded(argv: Sequence[str] | None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from forethought.cli.interrupt import pressed, raise_if_pressed, remembered
+    from forethought.cli.interrupt import nothing_made_of_ctrl_c, raise_if_pressed, remembered
 
-    with remembered():
-        try:
-            result = _parsed(arguments)
-            raise_if_pressed()
-            return int(result() if callable(result) else result or 0)
-        except Exception:
-            # a library may have made an error of its own of the interrupt
-            if pressed():
-                raise KeyboardInterrupt from None
-            raise
+    with remembered(), nothing_made_of_ctrl_c():
+        result = _parsed(arguments)
+        raise_if_pressed()
+        return int(result() if callable(result) else result or 0)
 
 
 def _parsed(arguments: list[str]) -> Verb | int | None:

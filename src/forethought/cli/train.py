@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from forethought.cli import options
-from forethought.cli.interrupt import raise_if_pressed
+from forethought.cli.interrupt import press, raise_if_pressed
 from forethought.cli.settings import MAX_SEED, MAX_THREADS
 from forethought.cli.terminal import note, print_json, require
 from forethought.cli.terminal import show as show_text
@@ -304,7 +304,7 @@ class StopAfterStep:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            press(number, frame)
         self.signal = signal.Signals(number)
         try:
             if not os.isatty(2):  # on a terminal the display says it

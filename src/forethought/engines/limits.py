@@ -104,7 +104,7 @@ class RequestChecker:
         prompt = len(request.prompt.ids)
         budget = request.budget
         all_there_is = raise_it = ""
-        if most < self._trained:
+        if not self._trained or most < self._trained:
             raise_it = " or raise --ctx"
         else:
             all_there_is = f", all that {self._name} was trained for"

@@ -104,7 +104,7 @@ def quantize_rows(
         )
         sums_OG = fours_OGF.topk(2, dim=-1).values.sum(dim=-1)
         # each of the two may be rounded up by half a level
-        scale_O = torch.maximum(scale_O, sums_OG.amax(dim=1) / (SUM_OF_TWO - 1))
+        scale_O = sums_OG.amax(dim=1) / (SUM_OF_TWO - 1)
     scale_O = torch.where(scale_O > 0, scale_O, torch.ones_like(scale_O))
     return torch.round(weight_OI.float() / scale_O[:, None]).to(torch.int8), scale_O
 
@@ -114,7 +114,7 @@ class Int8Kernel:
 
     ``narrow``: weights whose products with two activations never exceed 16 bits, in which a CPU
     without VNNI sums them and saturates; so that is what None takes there. (Activations of 7 bits
-    would do as well, and cost four times as much in perplexity.)
+    would do as well, and cost more than three times as much in perplexity.)
 
     fbgemm takes one range for all rows of its input. So that a row does not depend on the others,
     each is divided by its own largest magnitude, and two further columns hold 1 and -1 (with
