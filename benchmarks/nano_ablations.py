@@ -359,6 +359,9 @@ def _figures(problems: Sequence[Problem], correct: Sequence[float]) -> Figures:
 
 # What is printed
 
+MEANS: Final = ("pass_at_1", "thought_tokens", "steps")
+"""Of which figures means over seeds are printed, in this order."""
+
 
 def report(found: Figures) -> Figures:
     """Print the table; the figures of the JSON line. Differences from the recipe's own arm of the
@@ -389,10 +392,24 @@ def report(found: Figures) -> Figures:
             print(f"  {one['parameters']:,} parameters, {one['active_parameters']:,} active; "
                   f"{one['pretrain_steps']} steps of pretraining, {one['pretrain_seconds']:.0f} s: "
                   f"{one['base']['pass_at_1']:.3f}")  # fmt: skip
+    _over_seeds(found["arms"])
     if found["missing"]:
         print("missing: " + "; ".join(found["missing"])[:600])
     print()
     return compact
+
+
+def _over_seeds(arms: dict[str, Figures]) -> None:
+    """Print what each arm with several seeds is in the mean."""
+    seeds: dict[str, list[Figures]] = {}
+    for name, one in arms.items():
+        if ", seed " in name and "failed" not in one:
+            seeds.setdefault(name.rpartition(", ")[0], []).append(one)
+    print(f"\nmeans over seeds: {', '.join(MEANS)}")
+    for name, ones in seeds.items():
+        if len(ones) > 1:
+            means = [sum(one[key] for one in ones) / len(ones) for key in MEANS]
+            print(f"{name:30}" + "".join(f"{mean:>9.3f}" for mean in means))
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ class Int8Kernel:
 
     ``narrow``: weights whose products with two activations never exceed 16 bits, in which a CPU
     without VNNI sums them and saturates; so that is what None takes there. (Activations of 7 bits
-    would do as well, and cost more than three times as much in perplexity.)
+    would do as well, and be coarser in every row.)
 
     fbgemm takes one range for all rows of its input. So that a row does not depend on the others,
     each is divided by its own largest magnitude, and two further columns hold 1 and -1 (with
