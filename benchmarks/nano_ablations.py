@@ -9,9 +9,10 @@ length), without decay of the rate. All are evaluated on the same held-out probl
 noise. FILE is written after each arm; arms that are in it are not computed again. ``--only list``
 says which there are.
 
-``dense`` (named by itself) trains two bases: the recipe's network, and one without experts whose
-dense layers have the parameters that a token uses, each with ``--dense-seconds`` of pretraining and
-as many of RL.
+Arms named in NETWORKS train a base of their own, each with ``--dense-seconds`` of pretraining and
+as many of RL: ``moe-60`` is the recipe's network, ``dense-60`` one without experts whose dense
+layers have the parameters that a token uses, the others are shapes of nano_shapes.py. ``dense``
+stands for the first two.
 """
 
 from __future__ import annotations
@@ -128,6 +129,37 @@ ARMS: Final[dict[str, Change]] = {
 DENSE: Final = ("moe-60", "dense-60")
 
 
+def shape(**change: int) -> Callable[[Recipe], DeepseekConfig]:
+    """The recipe's network with other sizes."""
+    return lambda recipe: _experts(recipe).model_copy(update=change)
+
+
+def dense(recipe: Recipe) -> DeepseekConfig:
+    """The recipe's network without experts: every layer is dense, as wide as makes the parameters
+    of all together what a token uses."""
+    model = _experts(recipe)
+    layers, first = model.num_hidden_layers, model.first_k_dense_replace
+    used = (model.num_experts_per_tok + model.n_shared_experts) * model.moe_intermediate_size
+    width = (first * model.intermediate_size + (layers - first) * used) / layers
+    change = {"first_k_dense_replace": layers, "intermediate_size": max(8, round(width / 8) * 8)}
+    return model.model_copy(update=change)
+
+
+def _experts(recipe: Recipe) -> DeepseekConfig:
+    if not isinstance(recipe.model, DeepseekConfig):
+        raise SystemExit("nano_ablations: the recipe's network has no experts")
+    return recipe.model
+
+
+NETWORKS: Final[dict[str, Callable[[Recipe], DeepseekConfig]]] = {
+    "moe-60": shape(),
+    "dense-60": dense,
+    "L6m160-60": shape(num_hidden_layers=6, moe_intermediate_size=160),
+    "L6E8m288-60": shape(num_hidden_layers=6, n_routed_experts=8, moe_intermediate_size=288),
+}
+"""What trains from nothing: equal GPU time for each."""
+
+
 # Seconds of a stage
 
 
@@ -202,16 +234,16 @@ class Ablations:
         }  # fmt: skip
 
     def run(self, names: Sequence[str]) -> None:
-        if any(name not in DENSE for name in names):
+        if any(name not in NETWORKS for name in names):
             self._keep("base", self._of_base)
         for seed in self.arguments.seeds:
             for name in names:
-                if name in DENSE:
+                if name in NETWORKS:
                     continue
                 changed = ARMS[name](self.rl)
                 self._keep(f"{name}, seed {seed}", partial(self._of_rl, changed, seed))
         for name in names:
-            if name in DENSE:
+            if name in NETWORKS:
                 self._keep(name, partial(self._from_nothing, name))
 
     def _keep(self, name: str, compute: Callable[[], Figures]) -> None:
@@ -273,7 +305,7 @@ class Ablations:
     def _from_nothing(self, name: str) -> Figures:
         """Pretraining and RL of a new network, as long as each other."""
         recipe, seconds = self.loaded.recipe, self.arguments.dense_seconds
-        changed = recipe if name == "moe-60" else recipe.model_copy(update={"model": dense(recipe)})
+        changed = recipe.model_copy(update={"model": NETWORKS[name](recipe)})
         loaded = with_recipe(self.loaded, changed)
         config: PretrainConfig = next(s for s in recipe.stages if isinstance(s, PretrainConfig))
 
@@ -327,19 +359,6 @@ def _without_end(rl: RLConfig) -> RLConfig:
     """The rate warms up and stays."""
     optimizer = rl.optimizer.model_copy(update={"decay_steps": 0})
     return rl.model_copy(update={"steps": FOREVER, "optimizer": optimizer})
-
-
-def dense(recipe: Recipe) -> DeepseekConfig:
-    """The recipe's network without experts: every layer is dense, as wide as makes the parameters
-    of all together what a token uses."""
-    model = recipe.model
-    if not isinstance(model, DeepseekConfig):
-        raise SystemExit("nano_ablations: the recipe's network has no experts")
-    layers, first = model.num_hidden_layers, model.first_k_dense_replace
-    used = (model.num_experts_per_tok + model.n_shared_experts) * model.moe_intermediate_size
-    width = (first * model.intermediate_size + (layers - first) * used) / layers
-    change = {"first_k_dense_replace": layers, "intermediate_size": max(8, round(width / 8) * 8)}
-    return model.model_copy(update=change)
 
 
 def _figures(problems: Sequence[Problem], correct: Sequence[float]) -> Figures:
@@ -428,13 +447,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("nano_ablations.json"))
     arguments = parser.parse_args()
     if arguments.only == "list":
-        print("\n".join([*ARMS, "dense"]))
+        print("\n".join([*ARMS, *NETWORKS, "dense"]))
         return
     if arguments.run is None:
         print("nano_ablations: skipped, it needs the folder of a run", file=sys.stderr)
         return
     names = [name for name in arguments.only.split(",") if name]
-    if unknown := set(names) - {*ARMS, "dense"}:
+    if unknown := set(names) - {*ARMS, *NETWORKS, "dense"}:
         parser.error(f"no such arm: {', '.join(sorted(unknown))}")
     names = [one for name in names for one in (DENSE if name == "dense" else (name,))]
     try:
