@@ -25,6 +25,8 @@ from _nano import (  # noqa: E402
     workshop,
 )
 from _nano_problems import FiveNumbers, LongerOperands, class_of, majority  # noqa: E402
+from nano_ablations import NETWORKS  # noqa: E402
+from nano_shapes import SHAPES  # noqa: E402
 from forethought.engines.protocol import SamplingParameters  # noqa: E402
 from forethought.problems.families.countdown import Countdown  # noqa: E402
 from forethought.problems.families.letter_counting import LetterCounting  # noqa: E402
@@ -207,6 +209,14 @@ def test_the_control_leaves_two_models(micro_run: Path, tmp_path: Path):
     assert found["rejection"]["kept"] > 0
     again = ran("nano_control", micro_run, "--keep", tmp_path, "--seconds", 2)
     assert "pretrain" in again
+
+
+def test_networks_from_nothing_are_the_shapes_whose_speed_is_measured():
+    recipe = read_recipe("nano-zero").recipe
+    assert recipe.model is not None
+    for name, shape in (("L6m160-60", "d384 L6 E16k2 m160"), ("L6E8m288-60", "d384 L6 E8k2 m288")):
+        assert NETWORKS[name](recipe) == recipe.model.model_copy(update=SHAPES[shape])
+    assert NETWORKS["moe-60"](recipe) == recipe.model
 
 
 @pytest.mark.slow
