@@ -25,8 +25,6 @@ from _nano import (  # noqa: E402
     workshop,
 )
 from _nano_problems import FiveNumbers, LongerOperands, class_of, majority  # noqa: E402
-from nano_ablations import NETWORKS  # noqa: E402
-from nano_shapes import SHAPES  # noqa: E402
 from forethought.engines.protocol import SamplingParameters  # noqa: E402
 from forethought.problems.families.countdown import Countdown  # noqa: E402
 from forethought.problems.families.letter_counting import LetterCounting  # noqa: E402
@@ -36,6 +34,8 @@ from forethought.recipes.reading import open_adapters, read_recipe  # noqa: E402
 from forethought.training.judge_pool import JudgePool  # noqa: E402
 from forethought.training.judging import Judged, Reply  # noqa: E402
 from forethought.training.policy import Policy  # noqa: E402
+from nano_ablations import NETWORKS  # noqa: E402
+from nano_shapes import SHAPES  # noqa: E402
 
 
 def ran(script: str, *arguments: object) -> str:
